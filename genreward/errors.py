@@ -1,0 +1,34 @@
+"""One kind of error for everything a user can get wrong, so that a wrong name, file or shape costs one line.
+
+Every public entry point checks what it was given before it starts work and raises `InputError`; command lines wrap
+their `main` with `cli`, which prints that line and exits with status 2 instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(ValueError):
+    """What was given cannot be used. The message names the thing and says what would be valid."""
+
+
+def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
+    """The error for a name that is in none of the lists: `unknown task 'x'; valid: a, b, c`."""
+    return InputError(f"unknown {kind} {name!r}; valid: {', '.join(sorted(map(str, valid)))}")
+
+
+def cli(main: Callable[[], int | None]) -> None:
+    """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input or a full disk."""
+    try:
+        raise SystemExit(main() or 0)
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({problem.filename or 'while writing'}); free some space and run the same "
+              "command again: what was finished is kept", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,117 @@
+"""Files that are written whole or not at all, and digests that name their content.
+
+A process may be killed at any moment. Everything the project keeps goes through `atomic_path` or `atomic_dir`: the
+content is written under a temporary name in the same folder (so that the rename cannot cross file systems) and renamed
+once it is complete. A reader therefore never meets half a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
+
+    The temporary name keeps the suffix of `path`, since many writers choose their format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private; results are for everyone
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed.
+
+    A folder cannot be replaced in one step, so the old one is moved aside first: a kill between the two renames leaves
+    the old folder under a name ending in `.old`, and no half-written one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o777 & ~mask)
+    old = path.with_name(path.name + ".old")
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `content` (dataclasses included) as indented JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read JSON; a missing or damaged file is an `InputError` that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path} is not readable JSON ({problem})") from None
+
+
+def digest(*things: Any) -> str:
+    """16 hex digits of SHA-256 over the things: a `Path` counts by its content (a folder by all its files' names and
+    contents, hidden ones left out), anything else by its JSON form."""
+    total = hashlib.sha256()
+    for thing in things:
+        if isinstance(thing, Path):
+            if not thing.exists():
+                raise InputError(f"no such file or folder: {thing}")
+            files = [thing] if thing.is_file() else sorted(p for p in thing.rglob("*") if p.is_file())
+            for file in files:
+                name = file.relative_to(thing).as_posix() if thing.is_dir() else ""
+                if any(part.startswith(".") for part in name.split("/")):
+                    continue
+                total.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        else:
+            total.update(json.dumps(_plain(thing), sort_keys=True).encode())
+    return total.hexdigest()[:16]
+
+
+def _plain(thing: Any) -> Any:
+    """The thing in JSON's types: dataclasses and mappings as objects, paths as text, NumPy scalars as numbers."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return _plain(asdict(thing))
+    if isinstance(thing, dict):
+        return {str(key): _plain(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return [_plain(value) for value in (sorted(thing) if isinstance(thing, (set, frozenset)) else thing)]
+    if hasattr(thing, "tolist"):
+        return thing.tolist()
+    return thing.as_posix() if isinstance(thing, Path) else thing
