@@ -1,0 +1,56 @@
+# Two graphs that never meet: `figures` reads committed results and trains no agent; `results` trains.
+# Targets live under ignored folders (.venv, build): a fresh clone's timestamps say nothing.
+
+PROFILE ?= laptop
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+# one thread a process unless told otherwise: the small models are too small for more, and grids run in parallel
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup figures results smoke test lint check doctor lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## build .venv from requirements.lock and find an OpenGL back end
+
+$(READY): requirements.lock genreward/bootstrap.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; install Python 3.11 or newer, or name it: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed; name it: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -I genreward/bootstrap.py
+	@touch $@
+
+figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): figures/<profile>/
+	@$(PY) -m genreward.book figures --profile $(PROFILE)
+
+results: $(READY) ## train whatever is missing for PROFILE, resumable at any point
+	@$(PY) -m genreward.pipeline --profile $(PROFILE)
+
+smoke: $(READY) ## everything at smoke size from nothing: results, then figures
+	@rm -rf build/smoke results/smoke figures/smoke
+	@$(PY) -m genreward.pipeline --profile smoke
+	@$(PY) -m genreward.book figures --profile smoke
+
+test: lint ## lint, unit tests, and every notebook at smoke size
+	@$(PY) -m pytest -q --book
+
+lint: $(READY) ## ruff, notebooks included
+	@$(PY) -m ruff check .
+
+check: $(READY) ## train both agents on tasks with a known answer (hours)
+	@$(PY) -m genreward.agents.check
+
+doctor: $(READY) ## versions, OpenGL back end, render speed, disk, GPU
+	@$(PY) -m genreward.doctor
+
+lock: ## resolve requirements.in into requirements.lock again (needs uv)
+	@uv pip compile --quiet --universal --no-emit-index-url --no-emit-find-links --python-version 3.11 \
+	  --custom-compile-command "make lock" requirements.in --output-file requirements.lock
+
+clean: ## remove what was made under build/ and the smoke profile's products (keeps .venv)
+	@rm -rf build results/smoke figures/smoke .pytest_cache .ruff_cache
