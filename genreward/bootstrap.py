@@ -169,6 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
-        raise stop(f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old: 3.11 or newer is needed")
     main()

@@ -1,0 +1,370 @@
+"""Every picture and table of the book: one style, one colour a method, files that come out the same byte for byte.
+
+Notebooks hand in what `results` computed and get a figure back (`... results -> figures -> book`); nothing here trains,
+and the only numbers computed here are the intervals that a curve shows. `save_figure` and `write_table` put the files
+under `figures/<profile>/`, with the profile, the number of seeds and the commit of the results in their foot.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from . import profiles, results
+from .errors import InputError
+from .files import atomic_path
+from .trajectory import check_frames, uniform_indices
+
+# Okabe and Ito's colour-blind-safe colours for what is compared most, darker and lighter relatives for the rest.
+METHOD_COLOURS: dict[str, str] = {
+    "dense": "#000000",
+    "sparse": "#7f7f7f",
+    "genreward": "#d55e00",
+    "genreward_sound": "#0072b2",
+    "fb_zero_shot": "#009e73",
+    "roboclip": "#cc79a7",
+    "diffusion_reward": "#56b4e9",
+    "tadpole": "#e69f00",
+    "viper": "#f0e442",
+    "liv": "#882255",
+    "vlmrm": "#44aa99",
+    "furl": "#aa4499",
+    "rlvlmf": "#999933",
+    "genreward_video": "#b2784a",
+    "genreward_frame": "#332288",
+    "pixel_cosine": "#6699cc",
+    "clock": "#ddcc77",
+    "oracle": "#117733",
+    "expert": "#4d4d4d",
+    "random": "#b3b3b3",
+}
+METHOD_LABELS: dict[str, str] = {
+    "dense": "Dense reward",
+    "sparse": "Sparse reward",
+    "genreward": "GenReward (as printed)",
+    "genreward_sound": "GenReward (every step, buffer targets)",
+    "fb_zero_shot": "FB policy, zero-shot",
+    "roboclip": "RoboCLIP",
+    "diffusion_reward": "Diffusion Reward",
+    "tadpole": "TADPoLe",
+    "viper": "VIPER",
+    "liv": "LIV",
+    "vlmrm": "VLM-RM",
+    "furl": "FuRL",
+    "rlvlmf": "RL-VLM-F",
+    "genreward_video": "GenReward, video level only",
+    "genreward_frame": "GenReward, frame level only",
+    "pixel_cosine": "Cosine of pixels (control)",
+    "clock": "Clock (control)",
+    "oracle": "goal from a real video",
+    "expert": "Scripted expert",
+    "random": "Random actions",
+}
+_RC = {
+    "svg.hashsalt": "genreward",  # element ids from the content, not from a random number
+    "svg.fonttype": "none",
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
+    "figure.constrained_layout.use": True,
+}
+
+
+def style() -> None:
+    """Set the look of every figure that follows: readable at printed size (9 pt), no decoration."""
+    seaborn.set_theme(context="paper", style="ticks", rc=_RC)
+
+
+def colour(method: str) -> str:
+    """The method's own colour; a variant (`genreward:alpha=1`) has that of the method before the colon."""
+    name = method.split(":")[0]
+    if name not in METHOD_COLOURS:
+        raise InputError(f"no colour for method {method!r}; valid: {', '.join(METHOD_COLOURS)}")
+    return METHOD_COLOURS[name]
+
+
+def label(method: str) -> str:
+    """The method's name in print; a variant keeps what stands after the colon."""
+    name, _, variant = method.partition(":")
+    printed = METHOD_LABELS.get(name, name)
+    return f"{printed}, {variant}" if variant else printed
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+def _stamp(profile: str | profiles.Profile, n: int | None) -> str:
+    name = profiles.get_profile(profile).name
+    seeds = "" if n is None else f" · {n} seed{'s' if n != 1 else ''}"
+    return f"{name} profile{seeds} · results of {results.commit_of(profiles.paths(name).results)}"
+
+
+def _target(name: str, profile: str | profiles.Profile) -> Path:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise InputError(f"figure name {name!r} does not make a file name; valid: a-z, 0-9, '_'")
+    return profiles.paths(profile).figures / name
+
+
+def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None) -> Path:
+    """Write `figures/<profile>/<name>.svg` and `.png`, stamped with profile, seeds (`n`) and the results' commit.
+
+    The same figure drawn from the same results gives the same bytes. Returns the SVG's path.
+    """
+    base = _target(name, profile)
+    footer = fig.text(1.0, -0.01, _stamp(profile, n), ha="right", va="top", fontsize=6, color="#666666")
+    try:
+        with matplotlib.rc_context({key: _RC[key] for key in ("svg.hashsalt", "svg.fonttype", "savefig.dpi")}):
+            for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+                with atomic_path(base.with_suffix(suffix)) as temporary:
+                    fig.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+    finally:
+        footer.remove()
+    return base.with_suffix(".svg")
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (float, np.floating)):
+        return "-" if math.isnan(value) else f"{value:.{digits}g}"
+    return str(value)
+
+
+def _tex(text: str) -> str:
+    """The text with LaTeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+               "±": r"$\pm$", "·": r"$\cdot$", "−": "-"}
+    return "".join(special.get(letter, "\\" + letter if letter in "&%$#_{}" else letter) for letter in text)
+
+
+def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n: int | None = None,
+                digits: int = 4) -> Path:
+    """Write a table as `.csv` (full precision), `.md` and `.tex` (`digits` significant digits) under
+    `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path."""
+    base = _target(name, profile)
+    if df.empty:
+        raise InputError(f"table {name}: no rows")
+    heads = [str(column) for column in df.columns]
+    lines = [[_cell(value, digits) for value in row] for row in df.itertuples(index=False, name=None)]
+    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in df.dtypes]
+    stamp = _stamp(profile, n)
+    with atomic_path(base.with_suffix(".csv")) as temporary:
+        df.to_csv(temporary, index=False, lineterminator="\n")
+    rule = "|".join(" ---: " if right else " --- " for right in numeric)
+    markdown = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [heads, *lines]]
+    markdown.insert(1, f"|{rule}|")
+    with atomic_path(base.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(markdown) + f"\n\n<sub>{stamp}</sub>\n", encoding="utf-8")
+    tex = [f"% {stamp}", rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", r"\toprule",
+           " & ".join(map(_tex, heads)) + r" \\", r"\midrule",
+           *(" & ".join(map(_tex, row)) + r" \\" for row in lines), r"\bottomrule", r"\end{tabular}"]
+    with atomic_path(base.with_suffix(".tex")) as temporary:
+        temporary.write_text("\n".join(tex) + "\n", encoding="utf-8")
+    return base.with_suffix(".md")
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+def enlarge(frames: np.ndarray, size: int) -> np.ndarray:
+    """Frames (N,H,W,3) uint8, every pixel repeated a whole number of times until both sides are at least `size`."""
+    check_frames(frames)
+    factor = max(1, math.ceil(size / min(frames.shape[1:3])))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def film_strip(rows: Mapping[str, np.ndarray] | Sequence[np.ndarray] | np.ndarray, columns: int = 8,
+               titles: Sequence[str] | None = None, marks: Mapping[str, int] | None = None,
+               width: float = 7.0) -> Figure:
+    """One row of pictures a clip, evenly spaced over it, both ends included.
+
+    rows: label -> frames (N,H,W,3) uint8, or clips without labels; `columns`: pictures a row at most; `titles`: one a
+    column; `marks`: label -> frame index, framed in colour at the column nearest to it (the goal frame); `width` in
+    inches.
+    """
+    if isinstance(rows, np.ndarray) and rows.ndim == 4:
+        rows = [rows]
+    named = dict(rows) if isinstance(rows, Mapping) else {str(i): clip for i, clip in enumerate(rows)}
+    show_labels = isinstance(rows, Mapping)
+    if not named or columns < 1:
+        raise InputError("film strip: need at least one clip and one column")
+    for name, clip in named.items():
+        check_frames(clip, name=f"film strip row {name!r}")
+    columns = min(columns, max(map(len, named.values())))
+    if titles is not None and len(titles) != columns:
+        raise InputError(f"film strip: {len(titles)} titles for {columns} columns")
+    unknown = set(marks or {}) - set(named)
+    if unknown:
+        raise InputError(f"film strip: marks for {', '.join(sorted(unknown))}; valid: {', '.join(named)}")
+    aspect = np.mean([clip.shape[1] / clip.shape[2] for clip in named.values()])
+    cell = (width - (1.1 if show_labels else 0)) / columns
+    fig, axes = pyplot.subplots(len(named), columns, squeeze=False, layout="compressed",
+                                figsize=(width, len(named) * cell * aspect + (0.3 if titles else 0.1)))
+    for row, (name, clip) in zip(axes, named.items(), strict=True):
+        indices = uniform_indices(len(clip), columns)
+        mark = None if marks is None or name not in marks else int(np.abs(indices - marks[name]).argmin())
+        for column, (axis, index) in enumerate(zip(row, indices, strict=True)):
+            axis.imshow(clip[index], interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(visible=column == mark, color=METHOD_COLOURS["genreward"], linewidth=2.5)
+        if show_labels:
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], titles or (), strict=False):
+        axis.set_title(title, fontsize=8)
+    return fig
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+def learning_curves(table: pd.DataFrame, metric: str, tasks: Iterable[str] | None = None,
+                    methods: Iterable[str] | None = None, lines: Mapping[str, Any] | None = None,
+                    ylabel: str | None = None, columns: int = 3) -> Figure:
+    """A metric against environment steps, one panel a task, one curve a method: mean over seeds, 95% bootstrap
+    interval shaded, the number of seeds in the legend (a range where it differs between panels).
+
+    table: rows of `results.load`; `tasks`, `methods`: which, in that order (default: all). `lines`: reference name
+    (`expert`, `random`) -> one value, or task -> value; drawn dashed. A single seed is drawn without an interval.
+    """
+    chosen = table[table["metric"] == metric]
+    if chosen.empty:
+        raise InputError(f"no rows of metric {metric!r}; valid: {', '.join(sorted(table['metric'].unique()))}")
+    tasks = list(tasks) if tasks is not None else sorted(chosen["task"].unique())
+    known = [name for name in METHOD_COLOURS if name in set(chosen["method"])]
+    methods = list(methods) if methods is not None else known + sorted(set(chosen["method"]) - set(known))
+    for kind, names in (("task", tasks), ("method", methods)):
+        missing = sorted(set(names) - set(chosen[kind]))
+        if missing:
+            valid = ", ".join(sorted(chosen[kind].unique()))
+            raise InputError(f"no rows of {kind} {', '.join(missing)}; valid: {valid}")
+    across = min(columns, len(tasks))
+    down = math.ceil(len(tasks) / across)
+    fig, axes = pyplot.subplots(down, across, squeeze=False, sharex=True, layout="constrained",
+                                figsize=(max(2.4 * across, 4.2), 2.1 * down + 0.7))
+    seeds: dict[str, set[int]] = {method: set() for method in methods}
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for method in methods:
+            rows = chosen[(chosen["task"] == task) & (chosen["method"] == method)]
+            if rows.empty:
+                continue
+            seeds[method].add(rows["seed"].nunique())
+            curve = pd.DataFrame({step: results.bootstrap_ci(at["value"])._asdict()
+                                  for step, at in rows.groupby("step")}).T
+            tone = colour(method)
+            axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2.5, linewidth=1.3)
+            if curve["low"].notna().any():
+                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.2, linewidth=0)
+        for name, level in (lines or {}).items():
+            value = level.get(task) if isinstance(level, Mapping) else level
+            if value is not None:
+                axis.axhline(float(value), color=colour(name), linestyle=_dash(name), linewidth=1)
+        axis.set_title(task)
+        axis.set_xlabel("environment steps")
+    for axis in list(axes.flat)[len(tasks):]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel(ylabel or metric.replace("_", " "))
+    handles = [pyplot.Line2D([], [], color=colour(method), marker="o", markersize=2.5,
+                             label=f"{label(method)} (n={_span(seeds[method])})") for method in methods]
+    handles += [pyplot.Line2D([], [], color=colour(name), linestyle=_dash(name), label=label(name))
+                for name in lines or {}]
+    fig.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    seaborn.despine(fig)
+    return fig
+
+
+def _dash(reference: str) -> str:
+    return "--" if reference == "expert" else ":"
+
+
+def _span(counts: set[int]) -> str:
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)}-{max(counts)}"
+
+
+curves = learning_curves  # the short name that notebooks use
+
+
+def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "step", smooth: int = 1,
+                log: bool = False, ylabel: str = "loss") -> Figure:
+    """Losses against training steps: one line a column of `table` other than `x` (the index where there is none).
+
+    `smooth`: width of the running mean, in rows; the raw values stay visible behind it. `log`: logarithmic scale.
+    """
+    table = pd.DataFrame(table)
+    steps = table[x] if x in table else pd.Series(table.index, index=table.index)
+    losses = table.drop(columns=[x], errors="ignore").select_dtypes("number")
+    if losses.empty:
+        raise InputError("loss curves: the table has no numbers")
+    if smooth < 1:
+        raise InputError(f"loss curves: smooth must be at least 1, not {smooth}")
+    fig, axis = pyplot.subplots(figsize=(4.6, 2.6), layout="constrained")
+    for name, tone in zip(losses, seaborn.color_palette("colorblind", losses.shape[1]), strict=True):
+        known = losses[name].notna()
+        raw = losses[name][known]
+        if smooth > 1:
+            axis.plot(steps[known], raw, color=tone, alpha=0.25, linewidth=0.7)
+        axis.plot(steps[known], raw.rolling(smooth, min_periods=1).mean(), color=tone, linewidth=1.3, label=str(name))
+    axis.set(xlabel="training steps" if x == "step" else x, ylabel=ylabel, yscale="log" if log else "linear")
+    if losses.shape[1] > 1:
+        axis.legend()
+    seaborn.despine(fig)
+    return fig
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, scale: int = 256) -> Path:
+    """Write frames (N,H,W,3) uint8 as an mp4 that every browser plays: H.264, yuv420p, pixels enlarged until both
+    sides are at least `scale`, sides made even by repeating the last row or column. Returns the path."""
+    import av
+
+    if not fps > 0:
+        raise InputError(f"fps must be positive, not {fps}")
+    large = enlarge(np.asarray(frames), scale)
+    large = np.pad(large, ((0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)), mode="edge")
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise InputError(f"{path}: a video is written as .mp4")
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4",
+                                                 options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
+                                      options={"crf": "18", "preset": "medium", "threads": "1"})
+        stream.height, stream.width = large.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in large:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def video_html(frames: np.ndarray, fps: float = 8, scale: int = 256, caption: str = "") -> Any:
+    """Frames (N,H,W,3) uint8 as a video that plays inside a notebook, without a file beside it (IPython `HTML`)."""
+    import html
+
+    from IPython.display import HTML
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_video(Path(folder) / "video.mp4", frames, fps, scale).read_bytes()
+    source = base64.b64encode(data).decode()
+    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return HTML(f'<figure style="display:inline-block;margin:4px"><video controls loop muted autoplay '
+                f'src="data:video/mp4;base64,{source}"></video>{text}</figure>')
