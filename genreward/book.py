@@ -1,0 +1,391 @@
+"""The book: which notebooks there are, the rules that they follow, and the runner that turns them into figures.
+
+The last module of the flow (`... results -> figures -> book`). `make figures` runs every notebook of `NOTEBOOKS` in
+order with papermill, on results that exist already: nothing here trains an agent, and what a notebook needs and does
+not find is named together with the command that makes it.
+
+    python -m genreward.book figures --profile laptop     every notebook, executed copies in build/laptop/book/
+    python -m genreward.book run 04 --profile smoke       one notebook; -p name=value sets a parameter
+    python -m genreward.book list                         the table, in Markdown
+    python -m genreward.book check                        the rules, one line a breach
+    python -m genreward.book strip                        remove outputs and editors' metadata, in place
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from . import profiles
+from .errors import InputError, cli, unknown
+from .files import atomic_path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks"
+KERNEL = "python3"
+MOST_CODE_CELLS = 40
+MOST_LINES = 15
+
+
+class NotebookError(RuntimeError):
+    """A cell of a notebook failed; the message names the notebook, the cell and the error in one line."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One row of the book: `reads` are names of `profiles.Paths`, `minutes` holds one guess a profile."""
+
+    number: str
+    slug: str
+    question: str
+    paper: str
+    reads: tuple[str, ...]
+    minutes: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix: `04_video_reward`."""
+        return f"{self.number}_{self.slug}"
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.ipynb"
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The figures and tables that its cells save, read off their calls."""
+        return written_names(self.path)
+
+
+def _row(number: str, slug: str, question: str, paper: str, *reads: str, smoke: float = 1,
+         laptop: float = 2) -> Notebook:
+    return Notebook(number, slug, question, paper, reads, {"smoke": smoke, "laptop": laptop})
+
+
+NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in (
+    _row("00", "start_here", "Does my machine work, and what is the pipeline?", "Fig. 1, 2"),
+    _row("01", "video_finetuning", "Does finetuning adapt the video model to the domain?", "Eq. 1-2",
+         "video_model", "lora"),
+    _row("02", "goal_videos", "What does the model think success looks like?", "Fig. 4; hallucinations",
+         "video_model", "lora", "scorer", "goals"),
+    _row("03", "goal_frames", "Which frame is the goal?", "Eq. 6, Fig. 8, Fig. A", "scorer", "goals"),
+    _row("04", "video_reward", "Is latent alignment progress, or only looks?", "Eq. 3-5", "video_model", "goals"),
+    _row("05", "forward_backward", "Does F^T B see the goal coming?", "Eq. 7-9, Fig. 3", "fb", "goals"),
+    _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs"),
+    _row("11", "cost", "What does it cost?", "Table E", "runs"),
+)}
+
+
+def find(name: str) -> Notebook:
+    """The notebook of that name, number (`04`, `4`) or file; an unknown one is an `InputError` with the valid ones."""
+    stem = Path(name).name.removesuffix(".ipynb")
+    for notebook in NOTEBOOKS.values():
+        if stem in (notebook.name, notebook.number, notebook.number.lstrip("0"), notebook.slug):
+            return notebook
+    raise unknown("notebook", name, NOTEBOOKS)
+
+
+# --- reading a notebook ----------------------------------------------------------------------------------------------
+
+def read(path: str | os.PathLike) -> nbformat.NotebookNode:
+    """The notebook; a missing or damaged file is an `InputError` that names it."""
+    try:
+        content = nbformat.read(path, as_version=4)
+        nbformat.validate(content)
+    except FileNotFoundError:
+        raise InputError(f"no such notebook: {_short(path)}") from None
+    except (nbformat.ValidationError, nbformat.reader.NotJSONError, json.JSONDecodeError, KeyError, UnicodeDecodeError,
+            AttributeError) as problem:
+        raise InputError(f"{_short(path)} is not a notebook: {str(problem).splitlines()[0]}") from None
+    return content
+
+
+def _short(path: str | os.PathLike) -> str:
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def _code(content: nbformat.NotebookNode) -> list[tuple[int, nbformat.NotebookNode]]:
+    return [(i, cell) for i, cell in enumerate(content.cells) if cell.cell_type == "code"]
+
+
+def default_parameters(path: str | os.PathLike) -> dict[str, Any]:
+    """Names and default values in the notebook's cell tagged `parameters`; anything but literals is an `InputError`.
+
+    Papermill puts the given values in a new cell after that one: what is derived inside it would keep the default.
+    """
+    tagged = [cell for _, cell in _code(read(path)) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(f"{_short(path)}: {len(tagged)} cells tagged 'parameters'; valid: exactly one")
+    values: dict[str, Any] = {}
+    try:
+        for statement in ast.parse(tagged[0].source).body:
+            if isinstance(statement, ast.Assign):
+                (target,) = statement.targets
+            elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+                target = statement.target
+            else:
+                raise ValueError
+            if not isinstance(target, ast.Name):
+                raise ValueError
+            values[target.id] = ast.literal_eval(statement.value)
+    except (SyntaxError, ValueError):
+        raise InputError(f"{_short(path)}: the parameters cell may hold only lines like name = literal") from None
+    return values
+
+
+def written_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """The names under which the notebook's cells call `save_figure` and `write_table`, in order."""
+    names = []
+    for _, cell in _code(read(path)):
+        for call in ast.walk(_parse(cell.source)):
+            if not isinstance(call, ast.Call):
+                continue
+            called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if called in ("save_figure", "write_table"):
+                given = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "name")]
+                names += [value.value for value in given if isinstance(value, ast.Constant)]
+    return tuple(dict.fromkeys(names))
+
+
+def _parse(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+def check_notebook(path: str | os.PathLike, question: str | None = None) -> list[str]:
+    """Every breach of the book's rules in one notebook, one line each; an empty list when it follows them.
+
+    question: what the title must contain (default: only that it ends with a question mark).
+    """
+    content = read(path)
+    cells = content.cells
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    code = _code(content)
+    problems = []
+
+    def expect(holds: Any, problem: str) -> None:
+        if not holds:
+            problems.append(f"{_short(path)}: {problem}")
+
+    opening = cells[0].source if cells and cells[0].cell_type == "markdown" else ""
+    title = opening.split("\n")[0].strip()
+    expect(title.startswith("# ") and title.endswith("?"), "the first cell must open with a title that asks a question")
+    if question is not None:
+        expect(question in title, f"the title must ask: {question}")
+    for word in ("paper", "reads", "writes", "minutes"):
+        expect(word in opening.lower(), f"the first cell must say about '{word}'")
+    expect(content.metadata.get("kernelspec", {}).get("name") == KERNEL, f"the kernelspec must be {KERNEL!r}")
+    expect(len(code) <= MOST_CODE_CELLS, f"{len(code)} code cells; at most {MOST_CODE_CELLS}")
+    expect(len(prose) >= len(code), f"{len(prose)} prose cells for {len(code)} code cells; at least as many are wanted")
+    expect("\n".join(prose).count("**Exercise") >= 2, "at least two exercises (**Exercise ...) are wanted")
+    asserts = False
+    for i, cell in code:
+        expect(not cell.outputs and cell.execution_count is None, f"cell {i}: outputs must be stripped")
+        lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+        expect(lines <= MOST_LINES, f"cell {i}: {lines} lines; at most {MOST_LINES}")
+        try:
+            tree = ast.parse(cell.source)
+        except SyntaxError as problem:
+            expect(False, f"cell {i} is not plain Python: {problem.msg}")
+            continue
+        asserts |= any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+        expect(not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)), f"cell {i}: no class in a notebook")
+    expect(asserts, "no assert holds what the prose says")
+    try:
+        expect("profile" in default_parameters(path), "the parameters cell must set profile")
+    except InputError as problem:
+        problems.append(str(problem))
+    return problems
+
+
+def strip(path: str | os.PathLike) -> bool:
+    """Remove outputs, execution counts and editors' metadata in place; True when that changed the file."""
+    content = read(path)
+    for cell in content.cells:
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    spec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": KERNEL}
+    content.metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
+    text = nbformat.writes(content) + "\n"
+    if Path(path).read_text(encoding="utf-8") == text:
+        return False
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return True
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+def missing(notebook: Notebook, profile: str | profiles.Profile) -> str | None:
+    """One line naming what the notebook reads and does not find, with the command that makes it; None if all is there.
+
+    Weights that the profile takes from the hub are not looked for: they come when they are asked for.
+    """
+    chosen = profiles.get_profile(profile)
+    places = profiles.paths(chosen)
+    from_hub = {"video_model"} if chosen.video.pretrained else set()
+    from_hub |= {"lora"} if chosen.video.lora else set()
+    from_hub |= {"scorer"} if chosen.clip.pretrained else set()
+    for read_name in notebook.reads:
+        place = getattr(places, read_name)
+        filled = place.exists() and (place.is_file() or any(place.iterdir()))
+        if read_name not in from_hub and not filled:
+            return (f"notebook {notebook.name} reads {place.relative_to(places.root).as_posix()}, which is missing; "
+                    f"make it with: make results PROFILE={chosen.name}")
+    return None
+
+
+def run_notebook(name: str, profile: str | profiles.Profile, parameters: Mapping[str, Any] | None = None) -> Path:
+    """Execute a notebook of the book; returns the executed copy, `build/<profile>/book/<name>.ipynb`.
+
+    `profile` is passed as the parameter of that name. It runs in the project's root under a temporary name, which is
+    renamed once every cell has passed and every figure that the notebook saves is there. Raises `InputError` before
+    anything runs for an unknown notebook, profile or parameter, a missing kernel, or results that are not there;
+    `NotebookError` when a cell fails: the copy is then kept as `<name>.failed.ipynb` and an earlier good one stays.
+    """
+    notebook = find(name)
+    chosen = profiles.get_profile(profile).name
+    valid = default_parameters(notebook.path)
+    given = {"profile": chosen, **(parameters or {})}
+    wrong = sorted(set(given) - set(valid))
+    if wrong:
+        raise unknown(f"parameter of {notebook.name}:", wrong[0], valid)
+    lacking = missing(notebook, chosen)
+    if lacking:
+        raise InputError(lacking)
+    places = profiles.paths(chosen)
+    target = places.build / "book" / f"{notebook.name}.ipynb"
+    execute(notebook.path, target, given)
+    absent = [saved for saved in notebook.writes if not list(places.figures.glob(f"{saved}.*"))]
+    if absent:
+        raise NotebookError(f"{notebook.name}: ran, but {', '.join(absent)} is not in {places.figures.name}'s figures")
+    return target
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
+    """Run the notebook `source` into `target`, which appears only when every cell has passed (see `run_notebook`)."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+
+    spec = read(source).metadata.get("kernelspec", {}).get("name")
+    if spec is None:
+        raise InputError(f"{_short(source)} has no kernelspec; python -m genreward.book strip sets it to {KERNEL}")
+    try:
+        KernelSpecManager().get_kernel_spec(spec)
+    except NoSuchKernel:
+        raise InputError(f"{_short(source)} asks for the kernel {spec!r}, which is not installed; "
+                         f"valid: {', '.join(sorted(KernelSpecManager().find_kernel_specs())) or 'none'}") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    running, failed = (target.with_name(f"{target.stem}.{state}.ipynb") for state in ("running", "failed"))
+    failed.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), cwd=str(ROOT),
+                                   kernel_name=spec, progress_bar=False, start_timeout=300)
+        os.replace(running, target)
+    except papermill.PapermillExecutionError as problem:
+        os.replace(running, failed)
+        line = re.sub(r"\x1b\[[0-9;]*m", "", f"{problem.ename}: {problem.evalue}").strip().splitlines()[0]
+        text = (problem.source.strip().splitlines() or [""])[0]
+        raise NotebookError(f"{target.stem}: the cell that begins {text!r} failed: {line} "
+                            f"(the whole of it: {failed.name} beside the executed notebooks)") from None
+    except DeadKernelError as problem:
+        raise NotebookError(f"{target.stem}: {str(problem).splitlines()[0]}") from None
+    finally:
+        running.unlink(missing_ok=True)
+    return target
+
+
+def make_figures(profile: str | profiles.Profile) -> int:
+    """Run the whole book in order, one line a notebook; returns how many failed. What is missing is said first."""
+    chosen = profiles.get_profile(profile).name
+    for notebook in NOTEBOOKS.values():
+        lacking = missing(notebook, chosen)
+        if lacking:
+            raise InputError(lacking)
+    start, failures = time.monotonic(), 0
+    for notebook in NOTEBOOKS.values():
+        began = time.monotonic()
+        print(f"book: {notebook.name} ...", end=" ", flush=True)
+        try:
+            run_notebook(notebook.name, chosen)
+            print(f"{time.monotonic() - began:.0f} s", flush=True)
+        except NotebookError as problem:
+            failures += 1
+            print("FAILED", flush=True)
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+    print(f"book: {len(NOTEBOOKS) - failures} of {len(NOTEBOOKS)} notebooks in {time.monotonic() - start:.0f} s; "
+          f"figures/{chosen}/", flush=True)
+    return failures
+
+
+def table() -> str:
+    """The book as a Markdown table, for the README."""
+    lines = ["| notebook | question | paper | minutes (laptop) |", "| --- | --- | --- | ---: |"]
+    lines += [f"| [{row.name}](notebooks/{row.name}.ipynb) | {row.question} | {row.paper} | {row.minutes['laptop']:g} |"
+              for row in NOTEBOOKS.values()]
+    return "\n".join(lines)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"parameter {text!r}; valid: name=value")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m genreward.book", description="run and check the notebooks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, about in (("figures", "run every notebook"), ("run", "run one notebook")):
+        sub = commands.add_parser(command, help=about)
+        if command == "run":
+            sub.add_argument("name", help="04_video_reward, or 04")
+            sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+        sub.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles.PROFILES)}")
+    for command, about in (("list", "the book as a Markdown table"), ("check", "the rules, one line a breach"),
+                           ("strip", "remove outputs, in place")):
+        commands.add_parser(command, help=about)
+    options = parser.parse_args(arguments)
+    if options.command == "figures":
+        return 1 if make_figures(options.profile) else 0
+    if options.command == "run":
+        try:
+            print(_short(run_notebook(options.name, options.profile, dict(map(_parameter, options.parameter)))))
+        except NotebookError as problem:
+            print(f"error: {problem}", file=sys.stderr)
+            return 1
+    elif options.command == "list":
+        print(table())
+    elif options.command == "strip":
+        print("\n".join(_short(path) for path in sorted(FOLDER.glob("*.ipynb")) if strip(path)) or "nothing to strip")
+    else:
+        problems = [line for row in NOTEBOOKS.values() for line in check_notebook(row.path, row.question)]
+        print("\n".join(problems) or f"{len(NOTEBOOKS)} notebooks follow the rules")
+        return 1 if problems else 0
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
