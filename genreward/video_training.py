@@ -579,7 +579,7 @@ def _train_diffusion(stage: str, model: VideoModel, clips: Clips, out: Path, con
             texts = torch.cat([model.text_encoder(row[None].to(model.text_encoder.device))[0] for row in tokens])
         texts = texts.to("cpu", torch.float32 if model.dtype == torch.float32 else model.dtype)
     # How much each place (T', h, w) departs from the first latent over the data: standard deviation, mean 1.
-    spread = (latents.float() - latents[:, :, :1].float()).square().mean((0, 1, 2)).sqrt()
+    spread = (latents.float() - latents[:, :, :1].float()).square().mean((0, 1, 3)).sqrt()
     weight = 0.5 + 0.5 * spread / spread.mean().clamp(min=1e-6)
     module = DiffusionLoss(model, weight / weight.mean(), learn_text)
     levels = model.pipe.scheduler.config.num_train_timesteps
