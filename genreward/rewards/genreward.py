@@ -9,12 +9,13 @@ two terms alone, and `genreward_sound` is the same method with the changes that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, unknown
+from ..forward_backward import RewardNormaliser, state_features
 from ..trajectory import Trajectory, check_frames, uniform_indices
 from .base import History, RewardModel, RewardProperties, register
 
@@ -122,9 +123,10 @@ class FrameReward:
     """r_FB(s, a, I*) = F(s, a, z*)^T B(psi(I*)), Eq. 9, for the step just taken.
 
     fb             a ForwardBackward; nothing is paid before it is frozen
-    encoder        psi, or None to take the observations themselves as features (then `goal_features` is needed)
+    encoder        psi, or None for features of the observation (`forward_backward.state_features`; then
+                   `goal_features` is needed)
     goal_frame     (H, W, 3) uint8, encoded once
-    goal_features  (feature_dim,) instead of encoding `goal_frame`
+    goal_features  (feature_dim,), or rows of them for several views of the goal, instead of encoding `goal_frame`
     """
 
     def __init__(self, fb: Any, encoder: Any, goal_frame: np.ndarray | None,
@@ -135,16 +137,15 @@ class FrameReward:
         if goal_features is None:
             goal_features = encoder.encode(goal_frame[None])[0]
         self.goal_features = np.asarray(goal_features, np.float32)
-        if self.goal_features.shape != (fb.feature_dim,):
-            raise InputError(f"the goal's features must have shape ({fb.feature_dim},), which F and B were made for, "
-                             f"got {self.goal_features.shape}")
-        self.mean, self.std = 0.0, 1.0
-        self.fitted = False
+        if self.goal_features.shape[-1:] != (fb.feature_dim,) or not np.all(np.isfinite(self.goal_features)):
+            raise InputError(f"the goal's features must be {fb.feature_dim} finite numbers, which F and B were made "
+                             f"for, got shape {self.goal_features.shape}")
+        self.normaliser: RewardNormaliser | None = None
 
     def features(self, history: History, t: int) -> np.ndarray:
         """psi of the picture after step t, (feature_dim,); encoded once an episode and kept in `history.cache`."""
         if self.encoder is None:
-            return np.asarray(history.states[t], np.float32)
+            return state_features(history.states[t])
         known = history.cache.setdefault("features", {})
         if t not in known:
             known[t] = np.asarray(self.encoder.encode(history.clip(np.array([t])))[0], np.float32)
@@ -153,17 +154,6 @@ class FrameReward:
     def values(self, features: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Eq. 9 for N steps, before normalisation: features (N, feature_dim), actions (N, A) -> (N,) float32."""
         return np.asarray(self.fb.reward(features, actions, self.goal_features), np.float32).reshape(len(features))
-
-    def fit_normaliser(self, features: np.ndarray, actions: np.ndarray) -> None:
-        """Measure mean and spread of Eq. 9 over a replay, so that paid values are about N(0, 1) there."""
-        if len(features) < 2:
-            raise InputError(f"the normaliser needs at least 2 transitions, got {len(features)}")
-        values = self.values(features, actions).astype(np.float64)
-        if not np.all(np.isfinite(values)):
-            raise InputError("the frame-level reward of the replay holds NaN or infinite numbers")
-        # A replay on which it is constant tells nothing: only its mean is taken away then.
-        self.mean, self.std = float(values.mean()), float(values.std()) or 1.0
-        self.fitted = True
 
 
 class GenReward(RewardModel):
@@ -212,11 +202,13 @@ class GenReward(RewardModel):
             self.properties = replace(self.properties, demo_free=False, generated=False)
 
     def needs_frame(self, t: int, episode_steps: int) -> bool:
-        """The frames of the video term, and the state frame o_{t-1} of every paid (s, a) of the frame term."""
+        """The frames of the video term, and the state frame o_{t-1} of every paid (s, a) of the frame term; all of them
+        while F and B are still learning, since their replay holds the features of every frame."""
         if self.video is not None and self.video.needs_frame(t, episode_steps):
             return True
-        return (self.frame is not None and self.frame.encoder is not None and t < episode_steps
-                and self._frame_pays(t + 1))
+        if self.frame is None or self.frame.encoder is None:
+            return False
+        return not self.frame.fb.frozen or (t < episode_steps and self._frame_pays(t + 1))
 
     def terms(self, history: History, t: int) -> dict[str, float]:
         """What step t pays: {"video": alpha * Eq. 5, "frame": beta * Eq. 9}, 0 where its term is not due."""
@@ -242,29 +234,36 @@ class GenReward(RewardModel):
 
     def fit_normaliser(self, features: np.ndarray, actions: np.ndarray) -> None:
         """Measure the frame term's mean and spread over a replay; needed once before `normalise` can pay."""
-        if self.frame is None:
-            raise InputError(f"reward {self.name!r} has no frame term to normalise")
-        self.frame.fit_normaliser(features, actions)
+        frame = self._with_frame("normalise")
+        frame.normaliser = RewardNormaliser.fit(frame.values(features, actions))
+
+    def features(self, history: History, t: int) -> np.ndarray:
+        """psi after step t, (feature_dim,), as the frame term uses it: what a replay keeps for F and B."""
+        return self._with_frame("take features from").features(history, t)
 
     def state_dict(self) -> dict[str, Any]:
         """The normaliser, for checkpoints."""
-        return {} if self.frame is None else {"mean": self.frame.mean, "std": self.frame.std,
-                                              "fitted": self.frame.fitted}
+        return {} if self.frame is None or self.frame.normaliser is None else asdict(self.frame.normaliser)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        if self.frame is not None and state:
-            self.frame.mean, self.frame.std, self.frame.fitted = state["mean"], state["std"], state["fitted"]
+        if self.frame is not None:
+            self.frame.normaliser = RewardNormaliser(**state) if state else None
 
     def _frame_pays(self, t: int) -> bool:
         return t > 0 and (self.frame_paid == "every_step" or t % self.interval == 0)
 
     def _frame_value(self, history: History, t: int) -> float:
         """Eq. 9 for the pair (o_{t-1}, a_{t-1}) that step t has just taken, normalised where that is wanted."""
-        if self.normalise and not self.frame.fitted:
+        if self.normalise and self.frame.normaliser is None:
             raise InputError("the frame term is to be paid normalised: call fit_normaliser on the replay first")
-        value = float(self.frame.values(self.frame.features(history, t - 1)[None], history.actions[t - 1][None])[0])
-        return (value - self.frame.mean) / self.frame.std if self.normalise else value
+        value = self.frame.values(self.frame.features(history, t - 1)[None], history.actions[t - 1][None])
+        return float(self.frame.normaliser(value)[0] if self.normalise else value[0])
+
+    def _with_frame(self, purpose: str) -> FrameReward:
+        if self.frame is None:
+            raise InputError(f"reward {self.name!r} has no frame term to {purpose}: it was made without fb or beta")
+        return self.frame
 
 
 register("genreward")(GenReward)
