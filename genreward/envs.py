@@ -117,7 +117,6 @@ class MetaWorldEnv(gymnasium.Env):
         env._partially_observable = False
         env.__dict__.pop("sawyer_observation_space", None)  # cached before the line above: it would clip the goal to 0
         env._set_task_called = True
-        env._freeze_rand_vec = True  # reset takes the goal vector that is set below
         env.max_path_length = 10**9  # truncation is counted here
         self._env = env
         self._camera = self._model.camera(CAMERA)
@@ -159,19 +158,17 @@ class MetaWorldEnv(gymnasium.Env):
         options = options or {}
         if "goal" in options and not 0 <= int(options["goal"]) < GOALS:
             raise InputError(f"goal {options['goal']} of task {self.task.name!r} does not exist; valid: 0 to {GOALS - 1}")
+        env = self._env
         if self.goals == "any" and "goal" not in options:
-            space = self._env._random_reset_space
-            vector = self._rng.uniform(space.low, space.high)
+            # Some tasks reject draws whose object lies too near the goal, and draw again: they must do it themselves.
+            env._freeze_rand_vec, env.seeded_rand_vec = False, True
+            env.np_random = np.random.default_rng(int(self._rng.integers(2**63)))
         else:
-            vector = _goals(self.task.env_id)[int(options.get("goal", self._rng.integers(GOALS)))]
-        self._goal_vector = np.asarray(vector, np.float64)
-        return self._start(), {"success": 0.0, "success_any": 0.0}
-
-    def _start(self) -> np.ndarray:
-        self._env._last_rand_vec = self._goal_vector
-        observation, _ = self._env.reset()
+            env._freeze_rand_vec = True
+            env._last_rand_vec = _goals(self.task.env_id)[int(options.get("goal", self._rng.integers(GOALS)))]
+        observation, _ = env.reset()
         self._steps, self._any = 0, 0.0
-        return observation.astype(np.float32)
+        return observation.astype(np.float32), {"success": 0.0, "success_any": 0.0}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step of 1/80 s x 5. A NaN or a wrong shape is refused; values beyond [-1, 1] are clipped."""
