@@ -40,6 +40,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import errors
+from .envs import Policy, exploration_policy
 from .errors import InputError
 from .files import atomic_path
 from .profiles import FBConfig
@@ -54,7 +55,6 @@ _LIMIT = 10.0
 
 Array = np.ndarray | torch.Tensor
 FeatureFunction = Callable[[gymnasium.Env, np.ndarray], np.ndarray]
-Explorer = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 class FeatureScaler(nn.Module):
@@ -679,61 +679,56 @@ def feature_function(encoder: Any | None = None) -> FeatureFunction:
     return lambda env, observation: encoder.encode(env.render()[None])[0]
 
 
-class RandomPoints:
-    """Exploration of Meta-World without a task: the hand is sent to a new random point every `every` steps.
+def near_object_policy(rng: np.random.Generator, share: float = 0.5, hold: int = 20) -> Policy:
+    """`envs.exploration_policy` with a share of its points around the object, so that the object is moved at all.
 
-    low, high    corners of the box that the points are drawn from, in metres, inside the hand's workspace
-    gain         action per metre that is still to go; noise is added to it
-    near_object  share of the points that are drawn around the object (5 cm), lifted by up to 10 cm half of the time with
-                 the gripper kept closed, so that the object is moved at all; it reads where the object is, not what is to
-                 be done with it
-    The gripper is opened or closed by a random amount together with each new point.
+    Points are drawn 5 cm around the object; half of these with the gripper kept closed and the point lifted by up to
+    10 cm. It reads where the object is, not what is to be done with it: no task is in it.
     """
+    if not 0.0 <= share <= 1.0 or hold < 1:
+        raise InputError(f"share must lie in 0..1 and hold be at least 1, got {share} and {hold}")
+    elsewhere = exploration_policy(rng, hold)
+    state: dict[str, Any] = {"left": 0}
 
-    def __init__(self, every: int = 20, gain: float = 10.0, noise: float = 0.3, near_object: float = 0.0,
-                 low: tuple[float, ...] = (-0.3, 0.45, 0.05), high: tuple[float, ...] = (0.3, 0.9, 0.3)) -> None:
-        if every < 1 or not 0.0 <= near_object <= 1.0:
-            raise InputError(f"every must be at least 1 and near_object in 0..1, got {every} and {near_object}")
-        self.every, self.gain, self.noise, self.near_object = every, gain, noise, near_object
-        self.low, self.high = np.asarray(low), np.asarray(high)
-        self._point, self._gripper = self.low, 0.0
+    def act(observation: np.ndarray) -> np.ndarray:
+        if state["left"] == 0:
+            state.update(near=rng.random() < share, left=hold, gripper=rng.uniform(-1, 1),
+                         point=observation[4:7] + rng.normal(scale=0.05, size=3))
+            if rng.random() < 0.5:
+                state.update(gripper=1.0, point=state["point"] + [0.0, 0.0, rng.uniform(0.0, 0.1)])
+        state["left"] -= 1
+        away = elsewhere(observation)  # asked at every step, so that both keep the same rhythm
+        if not state["near"]:
+            return away
+        velocity = 10 * (state["point"] - observation[:3]) + 0.3 * rng.normal(size=3)
+        return np.clip(np.append(velocity, state["gripper"]), -1, 1).astype(np.float32)
 
-    def __call__(self, observation: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
-        """The action (4,) in [-1, 1] at this step of the episode, for an observation (39,)."""
-        if step % self.every == 0:
-            gripper = rng.uniform(-1.0, 1.0)
-            point = rng.uniform(self.low, self.high)
-            if rng.random() < self.near_object:
-                point = np.asarray(observation[4:7]) + rng.normal(scale=0.05, size=3)
-                if rng.random() < 0.5:
-                    gripper, point = 1.0, point + [0.0, 0.0, rng.uniform(0.0, 0.1)]
-            self._point, self._gripper = point, gripper
-        move = self.gain * (self._point - np.asarray(observation[:3])) + self.noise * rng.normal(size=3)
-        return np.clip(np.append(move, self._gripper), -1.0, 1.0).astype(np.float32)
+    return act
 
 
-class StickyActions:
-    """Exploration of any environment: a uniform random action, kept for `every` steps."""
+def held_actions(rng: np.random.Generator, action_dim: int, hold: int = 5) -> Policy:
+    """Exploration of any environment: uniform actions (action_dim,) in [-1, 1], each held for `hold` steps."""
+    state: dict[str, Any] = {"left": 0}
 
-    def __init__(self, action_dim: int, every: int = 5) -> None:
-        self.action_dim, self.every = action_dim, every
-        self._action = np.zeros(action_dim, np.float32)
+    def act(observation: np.ndarray) -> np.ndarray:
+        if state["left"] == 0:
+            state.update(action=rng.uniform(-1, 1, action_dim).astype(np.float32), left=hold)
+        state["left"] -= 1
+        return state["action"]
 
-    def __call__(self, observation: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
-        if step % self.every == 0:
-            self._action = rng.uniform(-1.0, 1.0, self.action_dim).astype(np.float32)
-        return self._action
+    return act
 
 
 def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int, seed: int, encoder: Any | None = None,
-                        explorer: Explorer | None = None, progress: bool = True) -> dict[str, np.ndarray]:
+                        explorer: Callable[[np.random.Generator], Policy] | None = None,
+                        progress: bool = True) -> dict[str, np.ndarray]:
     """Task-free experience for F and B: a replay of `steps` transitions, without any reward in it.
 
     env_factory  seed -> environment with actions in [-1, 1]; it is reset whenever an episode ends, and closed at the end
     encoder      psi: each frame is rendered and encoded once, episode by episode, and only features are kept; without
                  one the features are `state_features` of the observation
-    explorer     (observation, step of the episode, rng) -> action; by default `RandomPoints` for Meta-World's
-                 observations (39,), `StickyActions` elsewhere
+    explorer     rng -> policy, e.g. `near_object_policy`; by default `envs.exploration_policy` for Meta-World's
+                 observations (39,) and `held_actions` elsewhere
 
     Returns features, next_features (steps, D) float32, actions (steps, A) float32, dones (steps,) bool (terminated) and
     episodes (steps,) int64, the number of the episode that a row is from.
@@ -742,9 +737,12 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
         raise InputError(f"steps must be at least 1, got {steps}")
     rng = np.random.default_rng(seed)
     env = env_factory(int(seed))
-    if explorer is None:
-        metaworld = env.observation_space.shape == (39,) and env.action_space.shape == (4,)
-        explorer = RandomPoints() if metaworld else StickyActions(int(np.prod(env.action_space.shape)))
+    if explorer is not None:
+        policy = explorer(rng)
+    elif env.observation_space.shape == (39,) and env.action_space.shape == (4,):
+        policy = exploration_policy(rng)
+    else:
+        policy = held_actions(rng, int(np.prod(env.action_space.shape)))
     parts: dict[str, list[np.ndarray]] = {key: [] for key in
                                           ("features", "next_features", "actions", "dones", "episodes")}
     collected, episode = 0, 0
@@ -755,7 +753,7 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
             views = [env.render() if encoder is not None else state_features(observation)]
             actions, dones, over = [], [], False
             while not over and collected + len(actions) < steps:
-                action = explorer(observation, len(actions), rng)
+                action = policy(observation)
                 observation, _, terminated, truncated, _ = env.step(action)
                 views.append(env.render() if encoder is not None else state_features(observation))
                 actions.append(action)
