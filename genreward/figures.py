@@ -32,7 +32,7 @@ from .trajectory import check_frames, uniform_indices
 # Okabe and Ito's colour-blind-safe colours for what is compared most, darker and lighter relatives for the rest.
 METHOD_COLOURS: dict[str, str] = {
     "dense": "#000000",
-    "sparse": "#7f7f7f",
+    "sparse": "#a6a6a6",
     "genreward": "#d55e00",
     "genreward_sound": "#0072b2",
     "fb_zero_shot": "#009e73",
@@ -50,7 +50,7 @@ METHOD_COLOURS: dict[str, str] = {
     "clock": "#ddcc77",
     "oracle": "#117733",
     "expert": "#4d4d4d",
-    "random": "#b3b3b3",
+    "random": "#cccccc",
 }
 METHOD_LABELS: dict[str, str] = {
     "dense": "Dense reward",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import io
 import math
 import os
 import platform
@@ -104,9 +105,12 @@ def load(folder: str | os.PathLike) -> pd.DataFrame:
     tables = []
     for path in sorted(folder.glob("*.csv")):
         try:
-            raw = pd.read_csv(path, keep_default_na=False)
+            text = path.read_text(encoding="utf-8")
+            raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
             raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
+        if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
+            raise InputError(f"{path}: row {len(raw)} is cut short: the file does not end with a whole line")
         table = check_rows(raw, str(path))
         if not path.with_suffix(".json").exists():
             raise InputError(f"{path} has no provenance beside it: {path.with_suffix('.json').name} is missing")

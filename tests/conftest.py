@@ -1,0 +1,32 @@
+"""Shared settings of the tests: one thread, no window, the package first (it settles the order of two LLVMs)."""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest  # noqa: E402
+
+import genreward  # noqa: E402, F401
+
+
+def pytest_addoption(parser):
+    parser.addoption("--book", action="store_true", help="also train everything at smoke size and run every notebook")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The notebooks take minutes: without `--book` they are not among the selected tests."""
+    if config.getoption("--book"):
+        return
+    book = [item for item in items if item.get_closest_marker("book")]
+    if book:
+        config.hook.pytest_deselected(items=book)
+        items[:] = [item for item in items if item not in book]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty project root: everything that a test writes through `profiles.paths` goes there."""
+    monkeypatch.setenv("GENREWARD_ROOT", str(tmp_path))
+    return tmp_path

@@ -1,0 +1,196 @@
+"""Schema, provenance and statistics, held against numbers worked out by hand."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genreward import results
+from genreward.errors import InputError
+
+
+def row(**changes):
+    return {"experiment": "main", "method": "dense", "task": "reach", "seed": 0, "step": 100, "metric": "return",
+            "value": 1.5, **changes}
+
+
+def test_a_run_comes_back_as_it_was_written(tmp_path):
+    rows = [row(), row(step=200, value=-2.25), row(metric="success", value=1)]
+    path = results.write_run(tmp_path, "dense-reach-0", rows, {"seconds": 3})
+    table = results.load(tmp_path)
+    assert path.name == "dense-reach-0.csv"
+    assert table["value"].tolist() == [1.5, -2.25, 1.0]
+    assert table["step"].tolist() == [100, 200, 100] and table["step"].dtype == np.int64
+    assert table["run"].unique().tolist() == ["dense-reach-0"]
+    assert results.load_provenance(tmp_path) == {"dense-reach-0": {"seconds": 3}}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense-reach-0.csv", "dense-reach-0.json"]
+
+
+def test_the_order_of_columns_does_not_matter(tmp_path):
+    table = pd.DataFrame([row()])[["value", "metric", "step", "seed", "task", "method", "experiment"]]
+    results.write_run(tmp_path, "r", table, {})
+    assert (tmp_path / "r.csv").read_text().splitlines()[0] == ",".join(results.COLUMNS)
+
+
+@pytest.mark.parametrize(("changes", "why"), [
+    ({"value": float("nan")}, "no finite value"),
+    ({"value": "abc"}, "no finite value"),
+    ({"value": float("inf")}, "no finite value"),
+    ({"step": 1.5}, "whole number"),
+    ({"seed": -1}, "whole number"),
+    ({"method": ""}, "no method"),
+    ({"task": None}, "no task"),
+    ({}, "repeats an earlier row"),
+])
+def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, changes, why):
+    with pytest.raises(InputError, match=f"row 2 .*{why}"):
+        results.write_run(tmp_path, "r", [row(), row(**changes)], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_run_leaves_the_earlier_one_whole(tmp_path):
+    results.write_run(tmp_path, "r", [row()], {"try": 1})
+    with pytest.raises(InputError):
+        results.write_run(tmp_path, "r", [row(value=float("nan"))], {"try": 2})
+    assert results.load(tmp_path)["value"].tolist() == [1.5]
+    assert results.load_provenance(tmp_path)["r"] == {"try": 1}
+
+
+@pytest.mark.parametrize("name", ["", "../r", "a/b", ".hidden", "a b"])
+def test_a_run_id_makes_a_file_name(tmp_path, name):
+    with pytest.raises(InputError, match="run id"):
+        results.write_run(tmp_path, name, [row()], {})
+
+
+def test_no_rows(tmp_path):
+    with pytest.raises(InputError, match="no rows"):
+        results.write_run(tmp_path, "r", [], {})
+    empty = results.load(tmp_path)
+    assert len(empty) == 0 and set(results.COLUMNS) < set(empty.columns)
+
+
+def test_reported_numbers_are_refused_among_measured_ones(tmp_path):
+    (tmp_path / "paper.csv").write_text("source,item,method,value\na,b,c,1\n")
+    with pytest.raises(InputError, match="paper.csv: not a table of runs"):
+        results.load(tmp_path)
+
+
+@pytest.mark.parametrize(("damage", "why"), [
+    (lambda text: text[:-4], "row 2 is cut short"),
+    (lambda text: text + 'a,"b', "not a readable table"),
+    (lambda text: "", "not a readable table"),
+    (lambda text: text + "main,dense,reach,0,300,return,nan\n", "row 3 has no finite value"),
+])
+def test_a_damaged_file_is_named(tmp_path, damage, why):
+    path = results.write_run(tmp_path, "cut", [row(), row(step=200, value=345)], {})
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError, match=f"cut.csv.*{why}"):
+        results.load(tmp_path)
+
+
+def test_a_table_without_provenance_is_refused(tmp_path):
+    results.write_run(tmp_path, "r", [row()], {}).with_suffix(".json").unlink()
+    with pytest.raises(InputError, match="r.json is missing"):
+        results.load(tmp_path)
+
+
+def test_two_runs_may_not_claim_the_same_row(tmp_path):
+    results.write_run(tmp_path, "a", [row()], {})
+    results.write_run(tmp_path, "b", [row(value=2)], {})
+    with pytest.raises(InputError, match="a and b"):
+        results.load(tmp_path)
+
+
+def test_records_hold_one_curve_each():
+    table = pd.DataFrame([row(step=200, value=2), row(), row(seed=1, value=7), row(metric="success", value=0)])
+    assert results.export_records(table, "return") == [
+        {"task": "reach", "method": "dense", "seed": 0, "xs": [100, 200], "ys": [1.5, 2.0]},
+        {"task": "reach", "method": "dense", "seed": 1, "xs": [100], "ys": [7.0]},
+    ]
+    json.dumps(results.export_records(table, "return"))
+    with pytest.raises(InputError, match="valid: return, success"):
+        results.export_records(table, "speed")
+
+
+def test_provenance_says_what_made_the_numbers_and_not_where():
+    found = results.provenance(seconds=2.5, data="0123abcd")
+    assert found["seconds"] == 2.5 and found["data"] == "0123abcd"
+    assert found["versions"]["mujoco"] == "3.3.0"
+    text = json.dumps(found)
+    assert socket.gethostname() not in text and os.getcwd() not in text and os.path.expanduser("~") + "/" not in text
+
+
+def test_iqm_by_hand():
+    assert results.iqm([1, 2, 3, 4]) == 2.5  # 2 and 3 are left
+    assert results.iqm([0, 1, 2, 3, 4, 5, 6, 100]) == 3.5  # 2..5 are left
+    assert results.iqm([1, 5, 6]) == 4  # a quarter of three is less than one: nothing is cut
+    assert results.iqm([[4, 1], [3, 2]]) == 2.5  # over all tasks and seeds at once
+
+
+def test_bootstrap_by_enumeration():
+    # two runs: a resample is (0,0), (0,1), (1,0), (1,1): the mean's 2.5% and 97.5% points are 0 and 1
+    assert results.bootstrap_ci([0, 1]) == results.Interval(0.5, 0, 1, 2)
+    assert results.bootstrap_ci([3, 3, 3]) == results.Interval(3, 3, 3, 3)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_for_many_runs():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    found = results.bootstrap_ci(values)
+    half = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.05)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.05)
+
+
+def test_bootstrap_is_seeded_and_leaves_the_global_stream_alone():
+    values = [1.0, 4.0, 2.0, 8.0, 5.0]
+    before = np.random.get_state()[1].copy()
+    assert results.bootstrap_ci(values, seed=3) == results.bootstrap_ci(values, seed=3)
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_one_run_has_no_interval():
+    found = results.bootstrap_ci([2.0])
+    assert found.value == 2 and found.n == 1 and np.isnan(found.low) and np.isnan(found.high)
+
+
+@pytest.mark.parametrize("values", [[], [1, float("nan")]])
+def test_statistics_refuse_what_is_not_a_number(values):
+    with pytest.raises(InputError, match="finite"):
+        results.bootstrap_ci(values)
+
+
+def test_stratified_resampling_stays_within_the_tasks():
+    # every seed of a task agrees, the tasks differ: nothing can move when each task is resampled on its own
+    assert results.stratified_ci({"a": [0, 0], "b": [10, 10, 10]}, np.mean) == results.Interval(6, 6, 6, 5)
+    # one task spreads by 0..1 with two seeds, the other is fixed: the mean runs over 0.5 * (0..1) + 0.5 * 4
+    found = results.stratified_ci({"a": [0, 1], "b": [4, 4]}, np.mean)
+    assert (found.low, found.value, found.high) == (2.0, 2.25, 2.5)
+
+
+def test_stratified_with_one_seed_each_has_no_interval():
+    found = results.stratified_ci({"a": [1], "b": [3]})
+    assert found.value == 2 and found.n == 2 and np.isnan(found.low)
+
+
+def test_normalised_by_hand():
+    assert results.normalised([10, 60, 110, 0], random=10, expert=110).tolist() == [0, 0.5, 1, -0.1]
+    with pytest.raises(InputError, match="two different"):
+        results.normalised([1], random=5, expert=5)
+
+
+def test_summary_counts_each_seed_once():
+    table = pd.DataFrame([row(), row(step=200, value=3), row(step=300, value=5), row(seed=1, value=10)])
+    (line,) = results.summarise(table, "return").to_dict("records")
+    assert line["n"] == 2 and line["value"] == 7.5  # the last of each seed: 5 and 10
+    (line,) = results.summarise(table, "return", last=2).to_dict("records")
+    assert line["value"] == 7  # seed 0: mean of 3 and 5
+
+
+def test_the_papers_numbers():
+    table = results.reported()
+    fig5 = table[(table["item"] == "Fig. 5") & (table["method"] == "GenReward")].set_index("task")["value"]
+    assert fig5.to_dict() == {"pick-out-of-hole": 582, "bin-picking": 822, "shelf-place": 814}
+    assert table["approximate"].dtype == bool and not table.loc[table["method"] == "GenReward", "approximate"].any()
