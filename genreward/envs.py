@@ -13,8 +13,9 @@ What is changed against Meta-World's own, and why:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import gymnasium
@@ -34,7 +35,7 @@ OBSERVED_STATE = slice(0, 18)  # gripper position and opening, object poses; the
 STATE_WITHOUT_ROTATION = (0, 1, 2, 3, 4, 5, 6)  # hand xyz, opening, first object's xyz
 
 
-@lru_cache(maxsize=None)
+@cache
 def _goals(env_id: str) -> np.ndarray:
     """The task's 50 goal vectors (positions of object and goal at reset), the same in every process."""
     import pickle
@@ -157,7 +158,7 @@ class MetaWorldEnv(gymnasium.Env):
             self.seed_goals(seed)
         options = options or {}
         if "goal" in options and not 0 <= int(options["goal"]) < GOALS:
-            raise InputError(f"goal {options['goal']} of task {self.task.name!r} does not exist; valid: 0 to {GOALS - 1}")
+            raise InputError(f"task {self.task.name!r} has no goal {options['goal']}; valid: 0 to {GOALS - 1}")
         env = self._env
         if self.goals == "any" and "goal" not in options:
             # Some tasks reject draws whose object lies too near the goal, and draw again: they must do it themselves.
@@ -230,6 +231,8 @@ def expert_policy(task: str | Task) -> Policy:
     """Meta-World's scripted expert: (39,) observation -> (4,) action in [-1, 1]."""
     from metaworld.policies import ENV_POLICY_MAP
 
+    # Its experts ask for more than the action space allows and are clipped, below as in the environment.
+    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
     policy = ENV_POLICY_MAP[get_task(task).env_id]()
 
     def act(observation: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from . import errors
 class DataConfig:
     """Demonstration videos: how many episodes a task of each kind are rendered, and how many frames each keeps."""
 
-    episodes: int = 24  # expert episodes a pretraining task
+    episodes: int = 16  # expert episodes a pretraining task
     test_episodes: int = 20  # expert episodes of an evaluated task, for the comparison with generated videos only
     failures: int = 4  # failed, half-finished and random episodes a task, each
     frames: int = 33  # frames kept of an episode, spread evenly over it
@@ -163,6 +163,9 @@ class RunConfig:
 
     sac_steps: int = 30_720
     dreamer_steps: int = 10_240
+    tasks: tuple[str, ...] = ("pick-place",)
+    methods: tuple[str, ...] = ("dense", "sparse", "genreward", "genreward_sound")
+    agents: tuple[str, ...] = ("sac", "dreamer")
     evaluate_every: int = 5120
     evaluation_episodes: int = 10
     seeds: int = 3

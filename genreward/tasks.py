@@ -59,7 +59,8 @@ the button behind the wall is pressed down
 button-press-wall|reach around the wall and press the button|button|behind the wall|\
 the button behind the wall is pressed in
 coffee-button|press the button of the coffee machine|coffee button|at the coffee machine|the coffee button is pressed
-coffee-pull|pull the mug away from the coffee machine|mug|under the coffee machine|the mug is away from the coffee machine
+coffee-pull|pull the mug away from the coffee machine|mug|under the coffee machine|\
+the mug is away from the coffee machine
 coffee-push|push the mug under the coffee machine|mug|on the table|the mug is under the coffee machine
 dial-turn|turn the dial|dial|on the table|the dial is turned
 disassemble|pick the nut off the peg|nut|on the peg|the nut is off the peg

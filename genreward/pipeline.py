@@ -1,0 +1,244 @@
+"""From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
+
+    demos -> video_model -> scorer -> goals -> fb -> agents
+
+A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
+goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
+
+    python -m genreward.pipeline --profile laptop                 # everything that is missing
+    python -m genreward.pipeline --profile laptop --only goals    # one stage (and an error if it lacks an earlier one)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import demos, envs, errors, files, profiles
+from .errors import InputError
+from .profiles import Profile
+from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
+
+STAGES = ("demos", "video_model", "scorer", "goals", "fb", "agents")
+START_SEED = 7  # of the episode whose first frame a goal video starts from
+EXPLORATION_SEED = 11
+ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
+
+
+def make_videos(profile: Profile) -> None:
+    """Scripted experts, rendered into build/<profile>/demos."""
+    demos.make_demos(profiles.paths(profile).demos, demos.plan(profile), jobs=2)
+
+
+def make_video_model(profile: Profile) -> None:
+    """VAE and transformer from nothing on the pretraining tasks, then LoRA on the pick-and-place domain (Eq. 1-2)."""
+    from . import video_training
+
+    where, config = profiles.paths(profile), profile.video
+    out = where.build / "video"
+    if config.pretrained is None and not (where.video_model / "model_index.json").is_file():
+        video_training.train_vae(where.demos, out, config)
+        video_training.pretrain_transformer(where.demos, out, config)
+        _publish(out / "model", where.video_model)
+        for table in sorted([*out.glob("loss_*.csv"), *out.glob("provenance_*.json")]):
+            _publish(table, where.results / "video" / table.name)
+    if not where.lora.is_dir():
+        given = {row["task"] for row in demos.VideoFolder(where.demos, split="train").clips}
+        outside = tuple(sorted(given - set(DOMAIN_TASKS)))
+        if given <= set(outside):
+            outside = ()  # a profile of few tasks has none of the domain: all of them are finetuned on
+        video_training.finetune_lora(where.demos, out, config, model=config.pretrained or where.video_model,
+                                     exclude=outside)
+        _publish(out / "lora", where.lora)
+        for table in sorted([*out.glob("loss_finetune*.csv"), *out.glob("provenance_finetune*.json")]):
+            _publish(table, where.results / "video" / table.name)
+
+
+def make_scorer(profile: Profile) -> None:
+    """The frame scorer: OpenCLIP, trained on frames and stage captions, decoded frames included."""
+    from .goals import FramePool, FrameScorer, evaluate_scorer, train_scorer
+    from .video_model import VideoModel
+
+    where, config = profiles.paths(profile), profile.clip
+    if config.pretrained is not None:
+        return  # the hub's, loaded when it is asked for
+    model = VideoModel.load(where.video_model, device=profile.device)
+    folder = demos.VideoFolder(where.demos)
+    pool = FramePool.from_folder(folder, config.image_size, None, num_frames=model.num_frames,
+                                 roundtrip=lambda clip: model.decode(model.encode(clip)))
+    scorer = FrameScorer.small(config, 0, profile.device)
+    began = time.time()
+    rows = train_scorer(scorer, pool, config.updates, config.learning_rate, config.per_caption, seed=0,
+                        checkpoint=where.checkpoints / "scorer.pt")
+    scorer.save(where.scorer, {
+        "updates": config.updates, "seconds": round(time.time() - began, 1), "frames": len(pool.frames),
+        "decoded_frames": int(pool.decoded.sum()), "captions": len(pool.captions), "pool": pool.digest,
+        "stage_accuracy": evaluate_scorer(scorer, folder),
+        "loss": [[row["step"], round(row["value"], 5)] for row in rows]})
+
+
+def load_video_model(profile: str | Profile, lora: bool = True) -> object:
+    """The profile's video model, with its LoRA unless `lora` is False."""
+    from .video_model import VideoModel
+
+    profile = profiles.get_profile(profile)
+    where = profiles.paths(profile)
+    return VideoModel.load(profile.video.pretrained or where.video_model, device=profile.device,
+                           lora=where.lora if lora and where.lora.is_dir() else None)
+
+
+def load_scorer(profile: str | Profile) -> object:
+    """The profile's frame scorer: the small one trained here, or OpenCLIP from the hub."""
+    from .goals import FrameScorer
+
+    profile = profiles.get_profile(profile)
+    if profile.clip.pretrained is not None:
+        return FrameScorer.load(*profile.clip.pretrained)
+    return FrameScorer.load(profiles.paths(profile).scorer)
+
+
+def first_frame(task: str, size: int, seed: int = START_SEED) -> np.ndarray:
+    """(size, size, 3) uint8: how an episode of the task begins; what the goal video starts from."""
+    env = envs.make_env(task, seed=seed, size=size)
+    try:
+        env.reset()
+        return env.render()
+    finally:
+        env.close()
+
+
+def make_goals(profile: Profile) -> None:
+    """A goal video and goal frame of each evaluated task, imagined from its first frame and prompt (Eq. 6)."""
+    from .goals import generate_goal
+
+    where = profiles.paths(profile)
+    model, scorer = load_video_model(profile), load_scorer(profile)
+    for name in sorted({*PAPER_TASKS, *profile.run.tasks}):
+        if (where.goals / name / "goal.json").is_file():
+            continue
+        task = get_task(name)
+        goal = generate_goal(model, scorer, first_frame(name, model.image_size), task.prompt, task.paraphrases,
+                             seed=START_SEED, steps=profile.video.inference_steps, guidance=profile.video.guidance,
+                             provenance={"task": name, "video_model": "held-out", "start_seed": START_SEED})
+        goal.save(where.goals / name)
+
+
+def make_fb(profile: Profile) -> None:
+    """F, B and pi_z of each task from task-free exploration ("buffer" targets), with psi's principal axes and the
+    normaliser of the frame-level reward."""
+    from .encoders import get_encoder
+    from .forward_backward import ForwardBackward, collect_exploration, near_object_policy, train_fb
+    from .goals import Goal
+    from .rewards import make_reward
+    from .video_model import VideoModel
+
+    where = profiles.paths(profile)
+    # the unadapted model: the LoRA is in the transformer, psi uses the VAE alone
+    model = VideoModel.load(where.video_model, device=profile.device)
+    for name in profile.run.tasks:
+        if (where.fb / f"{name}-normaliser.json").is_file():
+            continue
+        goal = Goal.load(where.goals / name)
+        encoder = get_encoder(profile.fb.encoder, video_model=model, components=profile.fb.components)
+        env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=model.image_size)
+        rng = np.random.default_rng(EXPLORATION_SEED)
+        frames = []
+        while sum(map(len, frames)) < min(ENCODER_FRAMES, profile.fb.exploration_steps):
+            frames.append(envs.rollout(env, near_object_policy(rng), steps=128).frames)
+        env.close()
+        encoder.fit(np.concatenate(frames)).save(where.fb / f"{name}-encoder.npz")
+        replay = collect_exploration(
+            lambda seed, name=name: envs.make_env(name, seed=seed, size=model.image_size),
+            profile.fb.exploration_steps, EXPLORATION_SEED, encoder)
+        fb = ForwardBackward(encoder.dim, 4, replace(profile.fb, fb_targets="buffer"), seed=0, device=profile.device)
+        log = train_fb(fb, replay)
+        fb.freeze()
+        fb.save(where.fb / f"{name}.pt", resume=False)
+        with files.atomic_path(where.fb / f"{name}-training.csv") as temporary:
+            log.to_csv(temporary, index=False)
+        sound = make_reward("genreward_sound", {"goal": goal, "fb": fb, "encoder": encoder})
+        sound.fit_normaliser(replay["features"], replay["actions"])
+        files.write_json(where.fb / f"{name}-normaliser.json", sound.state_dict())
+
+
+def make_agents(profile: Profile) -> None:
+    """Every run of the profile's grid that is not on record yet; a failing one is reported and the others go on."""
+    from .training import Run, train_agent
+
+    failed = []
+    grid = [Run(task, method, agent, seed, profile.name, profile.name) for agent in profile.run.agents
+            for seed in range(profile.run.seeds) for task in profile.run.tasks for method in profile.run.methods]
+    for run in grid:
+        try:
+            train_agent(run)
+        except InputError as problem:
+            failed.append(f"{run.run_id}: {problem}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(grid)} runs failed; " + "; ".join(failed))
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy a finished file or folder to its place, whole or not at all."""
+    if source.is_dir():
+        with files.atomic_dir(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+    else:
+        with files.atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+MAKERS: dict[str, Callable[[Profile], None]] = {
+    "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals, "fb": make_fb,
+    "agents": make_agents}
+
+
+def missing(stage: str, profile: Profile) -> bool:
+    """Whether a stage has something left to make."""
+    where = profiles.paths(profile)
+    if stage == "demos":  # only training needs the videos
+        return (missing("video_model", profile) or missing("scorer", profile)) and not (
+            where.demos / "metadata.jsonl").is_file()
+    if stage == "video_model":
+        return not where.lora.is_dir() or (profile.video.pretrained is None
+                                           and not (where.video_model / "model_index.json").is_file())
+    if stage == "scorer":
+        return profile.clip.pretrained is None and not where.scorer.is_dir()
+    if stage == "goals":
+        return any(not (where.goals / name / "goal.json").is_file() for name in (*PAPER_TASKS, *profile.run.tasks))
+    if stage == "fb":
+        return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in profile.run.tasks)
+    return True  # each run decides for itself
+
+
+def run(profile: str | Profile, only: Sequence[str] = STAGES) -> None:
+    """Make what is missing of the stages in `only`, in order; unknown names are an InputError before anything runs."""
+    profile = profiles.get_profile(profile)
+    for stage in only:
+        if stage not in STAGES:
+            raise errors.unknown("stage", stage, STAGES)
+    for stage in [stage for stage in STAGES if stage in only]:
+        if not missing(stage, profile):
+            print(f"{stage}: there already", flush=True)
+            continue
+        began = time.time()
+        print(f"{stage}: {(MAKERS[stage].__doc__ or '').split('.')[0].strip()}", flush=True)
+        MAKERS[stage](profile)
+        print(f"{stage}: done in {time.time() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
+    parser.add_argument("--only", nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
+    arguments = parser.parse_args()
+    run(arguments.profile, arguments.only)
+
+
+if __name__ == "__main__":
+    errors.cli(main)
