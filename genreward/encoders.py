@@ -57,7 +57,7 @@ class PCA:
         features = np.asarray(features, np.float64)
         n, dim = features.shape
         if not 1 <= components <= min(n - 1, dim):
-            raise InputError(f"{components} principal components need more than {components} frames and at least as many "
+            raise InputError(f"{components} principal components need more than {components} frames and as many "
                              f"features, got {n} frames of {dim} features")
         mean = features.mean(0)
         centred = features - mean
@@ -138,8 +138,8 @@ class Encoder:
         except Exception as problem:  # a damaged zip archive raises whatever its reader stumbled on
             raise InputError(f"{path} is not a complete file of principal axes ({type(problem).__name__})") from None
         if name != self.name or pca.axes.shape != (self.components, self.raw_dim):
-            raise InputError(f"{path} holds {pca.axes.shape[0]} axes of {pca.axes.shape[1]} features for {name!r}; this "
-                             f"is {self.name!r} with {self.components} of {self.raw_dim}")
+            raise InputError(f"{path} holds {pca.axes.shape[0]} axes of {pca.axes.shape[1]} features for {name!r}; "
+                             f"this is {self.name!r} with {self.components} of {self.raw_dim}")
         self.pca = pca
         return self
 
@@ -213,8 +213,8 @@ class TransformersEncoder(Encoder):
             # whatever the hub's client, the JSON and the safetensors readers raise, the user can only name a good model
             except Exception as problem:
                 reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-                raise InputError(f"cannot load {location!r} for {name!r} ({reason[:160]}); valid: a folder in the hub's "
-                                 f"format, or a hub id while the network is there") from None
+                raise InputError(f"cannot load {location!r} for {name!r} ({reason[:160]}); valid: a folder in the "
+                                 f"hub's format, or a hub id while the network is there") from None
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         source = Path(location).name if Path(location).is_dir() else location
@@ -259,7 +259,7 @@ def get_encoder(name: str, *, video_model: Any | None = None, scorer: Any | None
     encoders     for "concat": the encoders to join
     components   reduce to so many principal components, to be fitted by `fit`, or read from `pca` (a file of `save`)
 
-    Raises InputError for an unknown name, a missing part, a model that cannot be loaded (one line, also without network).
+    Raises InputError for an unknown name, a missing part, a model that cannot be loaded (also without network).
     """
     if name not in NAMES:
         raise errors.unknown("encoder", name, NAMES)
@@ -274,7 +274,8 @@ def get_encoder(name: str, *, video_model: Any | None = None, scorer: Any | None
                 raise InputError("the encoder 'openclip' needs scorer=, a FrameScorer, or model= (and pretrained=)")
             from .goals import FrameScorer
 
-            scorer, source = FrameScorer.load(model, pretrained, device), f"{Path(model).name} {pretrained or ''}".strip()
+            scorer = FrameScorer.load(model, pretrained, device)
+            source = f"{Path(model).name} {pretrained or ''}".strip()
         encoder = OpenCLIPEncoder(scorer, source, components, chunk)
     elif name == "concat":
         encoder = ConcatEncoder(encoders or ())

@@ -194,7 +194,9 @@ def fb_terms_goal(measure: torch.Tensor, target: torch.Tensor, gamma: float | to
 
 
 def orthonormality_loss(backward: torch.Tensor) -> torch.Tensor:
-    """Unbiased estimate of ||E[B B^T] - I||_F^2 from `backward` (N, d): mean_{i != j} (B_i^T B_j)^2 - 2 mean ||B_i||^2 + d.
+    """Unbiased estimate of ||E[B B^T] - I||_F^2 from `backward` (N, d).
+
+    It is mean_{i != j} (B_i^T B_j)^2 - 2 mean_i ||B_i||^2 + d.
 
     Rows that are all equal and of length sqrt(d) give d^2 - d, with gradient 0.
     """
@@ -468,7 +470,7 @@ class ForwardBackward:
             self.generator.set_state(state["generator"].cpu())
 
     def save(self, path: str | os.PathLike, resume: bool = True) -> None:
-        """Write to one file, whole or not at all; without `resume` about a third of the size, and frozen when loaded."""
+        """Write to one file, whole or not at all; without `resume` far smaller, and frozen when loaded."""
         with atomic_path(path) as temporary:
             torch.save(self.state_dict(resume), temporary)
 
@@ -625,8 +627,8 @@ def train_fb(fb: ForwardBackward, replay: Mapping[str, np.ndarray], updates: int
     log_every  a row is kept every so many updates, and at the end
 
     Returns one row a log: update (counted over the model's life), the mean of each loss term since the row before, and
-    `diagnostics` over the last batch. Scales the features by this replay if no scaling was fitted yet. Batches are drawn
-    with the model's own random state: interrupted, saved, loaded and continued gives the same model.
+    `diagnostics` over the last batch. Scales the features by this replay if no scaling was fitted yet. Batches are
+    drawn with the model's own random state: interrupted, saved, loaded and continued gives the same model.
     """
     fb._must_learn()
     updates = fb.config.updates if updates is None else int(updates)
@@ -724,7 +726,7 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
                         progress: bool = True) -> dict[str, np.ndarray]:
     """Task-free experience for F and B: a replay of `steps` transitions, without any reward in it.
 
-    env_factory  seed -> environment with actions in [-1, 1]; it is reset whenever an episode ends, and closed at the end
+    env_factory  seed -> environment with actions in [-1, 1]; reset whenever an episode ends, closed at the end
     encoder      psi: each frame is rendered and encoded once, episode by episode, and only features are kept; without
                  one the features are `state_features` of the observation
     explorer     rng -> policy, e.g. `near_object_policy`; by default `envs.exploration_policy` for Meta-World's

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import genreward  # noqa: F401  (import order, see genreward/__init__.py)
 import numpy as np
 import pytest
 import torch
+
+import genreward  # noqa: F401  (import order, see genreward/__init__.py)
 from genreward.encoders import PCA, Encoder, get_encoder
 from genreward.errors import InputError
 
