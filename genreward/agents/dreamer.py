@@ -15,12 +15,13 @@ the observation. So an action stands in the row of its own outcome, and the firs
 | `next/reward`                      | B, T, 1      | replay, `reward`     | r_t, then its prediction                |
 | `next/terminated`, `next/done`     | B, T, 1 bool | replay               | x_t is terminal; x_t ends the episode   |
 | `state`, `belief`                  | B, T, Z or D | zeros at t = 0       | z_{t-1}, h_{t-1}                        |
-| `next/encoded_latents`             | B, T, E      | encoder              | e_t; RSSMRolloutV3 is fast only by this name |
+| `next/encoded_latents`             | B, T, E      | encoder              | e_t; this name keeps the rollout fast   |
 | `next/prior_logits`                | B, T, C, K   | prior                | p(z_t given h_t)                        |
 | `next/posterior_logits`            | B, T, C, K   | posterior            | q(z_t given h_t, e_t)                   |
 | `next/state`, `next/belief`        | B, T, Z or D | posterior, prior     | z_t (one-hot, Z = C K) and h_t          |
 | `next/target`, `next/reconstruction` | as x_t     | symlog, decoder      | symlog(x_t) or pixels, and its prediction |
-| `next/reward_logits`, `next/continue_pred` | B, T, 255 or 1 | heads      | two-hot reward; logit of "goes on", times the discount |
+| `next/reward_logits`               | B, T, 255    | reward head          | two-hot reward                          |
+| `next/continue_pred`               | B, T, 1      | continue head        | logit of discount x (not terminal)      |
 | `state_value_logits`, `state_value`| ..., 255 or 1| critic               | two-hot value                           |
 | `lambda_target`, `discount_weight` | H, N, 1      | `_imagine_losses`    | lambda-return, product of continuations |
 
@@ -370,7 +371,10 @@ class DreamerAgent:
 
     @torch.no_grad()
     def imagine(self, state: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Follow the policy inside the model from N starts: states (H+1, N, Z), beliefs (H+1, N, D), actions (H, N, A)."""
+        """Follow the policy inside the model from N starts, H steps.
+
+        (N, Z), (N, D) -> states (H+1, N, Z), beliefs (H+1, N, D), actions (H, N, A); action t leads to state t+1.
+        """
         states, beliefs, actions = [state], [belief], []
         for _ in range(self.config.horizon):
             actions.append(self.actor(state, belief).sample())
@@ -446,7 +450,8 @@ class DreamerAgent:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except FileNotFoundError:
             raise InputError(f"no such checkpoint: {path}") from None
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as problem:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError,
+                KeyError) as problem:
             reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
         self.load_state_dict(state)
@@ -518,7 +523,8 @@ def _check(obs_space: gymnasium.spaces.Box, action_dim: int, config: DreamerConf
         if getattr(c, name) < 1:
             raise InputError(f"config.{name} {getattr(c, name)}; valid: 1 or more")
     if c.length < 2 or c.replay_size < c.length:
-        raise InputError(f"config.length {c.length} with replay_size {c.replay_size}; valid: 2 <= length <= replay_size")
+        raise InputError(f"config.length {c.length} with replay_size {c.replay_size}; valid: 2 <= length <= "
+                         "replay_size")
     if c.imagine_last is not None and not 2 <= c.imagine_last <= c.length:
         raise InputError(f"config.imagine_last {c.imagine_last}; valid: None or 2 to length ({c.length})")
     if not 0 < c.discount < 1 or not 0 <= c.lambda_ <= 1:
