@@ -1,16 +1,17 @@
 """The video model: CogVideoX, small and trained here or large and downloaded, behind one class.
 
-In the flow `tasks -> envs -> demos -> video_model -> goals -> ...` it learns from the demonstration videos of `demos` and
-serves twice: `generate` imagines the goal video from a first frame and a prompt (the paper's step 1), and `encode` gives
-the latents of the causal 3D VAE that the video-level reward compares (Eq. 3-5). The parts are diffusers' and
-transformers' own classes, and the folder on disk has the hub's layout, so a model trained here and `THUDM/CogVideoX-5b-I2V`
-differ in numbers only. Training (Eq. 1-2) is in `video_training`; `python -m genreward.video_model` is its command line.
+In the flow `tasks -> envs -> demos -> video_model -> goals -> ...` it learns from the videos of `demos` and serves
+twice: `generate` imagines the goal video from a first frame and a prompt (the paper's step 1), and `encode` gives the
+latents of the causal 3D VAE that the video-level reward compares (Eq. 3-5). The parts are the classes of diffusers and
+transformers themselves, and the folder on disk has the hub's layout, so that a model trained here and
+`THUDM/CogVideoX-5b-I2V` differ in numbers only. Training (Eq. 1-2) is in `video_training`; the command line of both is
+`python -m genreward.video_model`.
 
 **Lengths.** The VAE is causal and compresses time four-fold in chunks of eight frames, the first frame apart: 1, 9, 17,
 25, ... (8k+1) frames become 1, 3, 5, 7, ... (2k+1) latents and decode to the same number again. Any other length is
-padded inside and comes back with another count (13 frames -> 4 latents -> 16 frames), and 8k frames leave the first frame
-without a latent of its own. `encode` therefore spreads a clip of another length evenly over `num_frames`, and `generate`
-refuses such a length.
+padded inside and comes back with another count (13 frames -> 4 latents -> 16 frames), and 8k frames leave the first
+frame without a latent of its own. `encode` therefore spreads a clip of another length evenly over `num_frames`, and
+`generate` refuses such a length.
 
 **Scale.** `encode` returns the mode of the VAE's posterior as it is, without noise and without the diffusion's
 `scaling_factor` (a cosine does not see a factor); `decode` takes the same. The diffusion works on the scaled ones.
@@ -20,8 +21,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -37,6 +38,8 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
 )
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
+from diffusers.utils import logging
 from PIL import Image
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
@@ -44,6 +47,8 @@ from . import errors, files
 from .errors import InputError
 from .profiles import VideoConfig, get_profile
 from .trajectory import check_frames, uniform_indices
+
+logging.disable_progress_bar()
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "patch_embed.proj", "proj_out")
@@ -73,6 +78,9 @@ class VideoModel:
         self.pipe = pipe
         self.vae, self.transformer, self.text_encoder = pipe.vae.eval(), pipe.transformer.eval(), pipe.text_encoder
         self.text_encoder.eval()
+        for module in self.vae.modules():
+            if isinstance(module, CogVideoXSpatialNorm3D):
+                module.forward = functools.partial(_spatial_norm, module)
         for module in (self.vae, self.transformer, self.text_encoder):
             module.requires_grad_(False)
         self.num_frames = num_frames or pipe.transformer.config.sample_frames
@@ -124,8 +132,9 @@ class VideoModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike, lora: str | os.PathLike | None = None, device: str | torch.device = "cpu",
-             dtype: torch.dtype = torch.float32) -> VideoModel:
-        """Load a pipeline folder (hub layout) or hub id, and optionally a LoRA (a folder or file) on top of it.
+             dtype: torch.dtype = torch.float32, fuse: bool = False) -> VideoModel:
+        """Load a pipeline folder (hub layout) or hub id, and optionally a LoRA (a folder or file) on top of it;
+        `fuse` adds the LoRA into the weights.
 
         A training folder of this project (with the pipeline in its `model/`) is accepted too. Raises InputError for a
         folder that is missing, incomplete or cut short, and for a hub id without network.
@@ -144,7 +153,7 @@ class VideoModel:
             raise InputError(f"no such video model folder: {text}; valid: a local folder or a hub id such as "
                              "THUDM/CogVideoX-5b-I2V")
         try:
-            pipe = CogVideoXImageToVideoPipeline.from_pretrained(source, torch_dtype=dtype)
+            pipe = CogVideoXImageToVideoPipeline.from_pretrained(source, dtype=dtype)
         except InputError:
             raise
         except Exception as problem:
@@ -162,7 +171,7 @@ class VideoModel:
         model = cls(pipe.to(device), settings.get("num_frames"), settings.get("steps", 50),
                     settings.get("guidance", 6.0))
         if lora is not None:
-            model.load_lora(lora)
+            model.load_lora(lora, fuse)
         return model
 
     def load_lora(self, path: str | os.PathLike, fuse: bool = False) -> None:
@@ -185,11 +194,21 @@ class VideoModel:
         self.transformer.requires_grad_(False)
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
-        """Write the pipeline in the hub's layout, weights as safetensors in `dtype`; whole or not at all."""
+        """Write the pipeline in the hub's layout, weights as safetensors in `dtype`; whole or not at all.
+
+        A LoRA is kept in a file of its own; a model that carries one not fused is refused.
+        """
+        if getattr(self.transformer, "peft_config", None):
+            raise InputError("this model carries a LoRA that is not part of its weights; valid: load it with "
+                             "fuse=True, or keep the LoRA's own file")
         parts = {}
-        for name in ("vae", "transformer", "text_encoder"):
-            module = getattr(self.pipe, name)
-            parts[name] = copy.deepcopy(module).to("cpu", dtype)
+        with torch.random.fork_rng(devices=[]):
+            for name in ("vae", "transformer", "text_encoder"):
+                module = getattr(self.pipe, name)
+                make = type(module) if name == "text_encoder" else type(module).from_config
+                parts[name] = make(module.config)
+                parts[name].load_state_dict(module.state_dict())
+                parts[name].to("cpu", dtype)
         whole = CogVideoXImageToVideoPipeline(tokenizer=self.pipe.tokenizer, scheduler=self.pipe.scheduler, **parts)
         with files.atomic_dir(folder) as temporary:
             whole.save_pretrained(temporary, safe_serialization=True)
@@ -360,6 +379,34 @@ def to_frames(pixels: torch.Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
+def _spatial_norm(norm: CogVideoXSpatialNorm3D, features: torch.Tensor, latents: torch.Tensor,
+                  conv_cache: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The decoder's latent-conditioned group norm, with its two 1x1x1 convolutions before the enlargement.
+
+    A pointwise convolution and nearest-neighbour enlargement commute, so this equals diffusers' own order at a
+    fraction of the work: the scale and shift of a latent are broadcast over the pixels that it stands for.
+    """
+    scale, shift = norm.conv_y.conv(latents), norm.conv_b.conv(latents)
+    features = norm.norm_layer(features)
+    if features.shape[2] > 1 and features.shape[2] % 2:  # the first frame has a latent of its own
+        parts = [_modulate(features[:, :, cut], scale[:, :, cut], shift[:, :, cut])
+                 for cut in (slice(0, 1), slice(1, None))]
+        return torch.cat(parts, 2), {}
+    return _modulate(features, scale, shift), {}
+
+
+def _modulate(features: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """features (N, C, T, H, W) x scale + shift, both (N, C, T/a, H/b, W/c), each value over its a x b x c places."""
+    if any(large % small for large, small in zip(features.shape[2:], scale.shape[2:], strict=True)):
+        size = features.shape[2:]
+        return features * torch.nn.functional.interpolate(scale, size) + torch.nn.functional.interpolate(shift, size)
+    blocks = features.shape[:2] + tuple(
+        part for large, small in zip(features.shape[2:], scale.shape[2:], strict=True)
+        for part in (small, large // small))
+    spread = scale.shape[:2] + tuple(part for small in scale.shape[2:] for part in (small, 1))
+    return (features.reshape(blocks) * scale.reshape(spread) + shift.reshape(spread)).reshape(features.shape)
+
+
 def _check_config(config: VideoConfig) -> None:
     if not is_causal_length(config.num_frames) or config.num_frames == 1:
         raise InputError(f"num_frames must be 8k+1 (9, 17, ...), got {config.num_frames}")
@@ -369,7 +416,8 @@ def _check_config(config: VideoConfig) -> None:
         raise InputError(f"vae_norm_groups must divide every width of {config.vae_channels}, got "
                          f"{config.vae_norm_groups}")
     if config.head_dim % 16:
-        raise InputError(f"head_dim must be a multiple of 16 (rotary embeddings over three axes), got {config.head_dim}")
+        raise InputError("head_dim must be a multiple of 16 (rotary embeddings over three axes), got "
+                         f"{config.head_dim}")
     if config.image_size % (4 * config.patch_size):
         raise InputError(f"image_size must be a multiple of {4 * config.patch_size}, got {config.image_size}")
     if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -377,7 +425,7 @@ def _check_config(config: VideoConfig) -> None:
 
 
 def _check_weights(pipe: CogVideoXImageToVideoPipeline, folder: Path) -> None:
-    """Compare the weights on disk with what the config asks for: diffusers fills what is missing with random numbers."""
+    """Refuse a folder that lacks weights of its own config: diffusers would fill them with random numbers."""
     from safetensors import safe_open
 
     for name in ("vae", "transformer"):
@@ -430,6 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="instead of steps: train so long, summed over all resumes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks-exclude", nargs="*", default=(), help="leave the clips of these tasks out")
+    parser.add_argument("--tasks", nargs="*", help="only the clips of these tasks (default: all)")
     parser.add_argument("--in-domain", action="store_true", help="allow clips of the evaluated tasks (for studies)")
     parser.add_argument("--count", type=int, default=8, help="sample: how many test clips")
     parser.add_argument("--set", nargs="*", default=(), metavar="NAME=VALUE", help="change the profile's VideoConfig")
@@ -442,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                               seed=options.seed, lora=options.lora)
         return 0
     common = dict(steps=options.steps, minutes=options.minutes, seed=options.seed, exclude=tuple(options.tasks_exclude),
-                  in_domain=options.in_domain,
+                  tasks=options.tasks, in_domain=options.in_domain,
                   command="python -m genreward.video_model " + " ".join(arguments or sys.argv[1:]))
     if options.stage == "vae":
         video_training.train_vae(options.data, options.out, config, **common)

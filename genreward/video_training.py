@@ -7,15 +7,15 @@ matter of how the command is started. Every random number of a step is drawn fro
 micro-batch, process) instead of one that runs on: a checkpoint then needs no random state, and a run that was killed
 goes on with the very losses it would have had.
 
-**Held out.** No clip of an evaluated task may be in the data of the model that imagines it: such clips are refused unless
-the caller asks for an in-domain model. Clips marked `"split": "test"` are never trained on.
+**Held out.** No clip of an evaluated task may be in the data of the model that imagines it: such clips are refused
+unless the caller asks for an in-domain model. Clips marked `"split": "test"` are never trained on.
 
 **Text.** No pretrained T5 is at hand without network, and a frozen random one says little about its bytes. The small
 model's text encoder is therefore trained together with the transformer and frozen for the LoRA, as CogVideoX's is.
 
-**What is weighted.** In the VAE's loss, pixels that change within the clip count more: the gripper and an object of five
-pixels would otherwise be averaged away. In the diffusion's loss each latent position counts by how much it varies over
-the data set: a fixed map that does not depend on the sample, so the minimum of the loss stays the conditional mean.
+**What is weighted.** In the VAE's loss, pixels that change within the clip count more: the gripper and an object of
+five pixels would otherwise be averaged away. In the diffusion's loss each latent position counts by how much it varies
+over the data set: a fixed map that does not depend on the sample, so the loss is still least at the conditional mean.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ class Clips:
 
 
 def load_clips(folder: str | Path, size: int, *, split: str = "train", kinds: Sequence[str] | None = None,
-               exclude: Sequence[str] = (), in_domain: bool = False, progress: bool = True) -> Clips:
+               exclude: Sequence[str] = (), tasks: Sequence[str] | None = None,
+               in_domain: bool = False, progress: bool = True) -> Clips:
     """The clips of a videofolder that may be trained on, decoded once into memory at size x size pixels.
 
     kinds    only clips of these kinds (expert, half, failure, random); clips that name none count as expert
+    tasks    only the clips of these tasks
     exclude  leave out the clips of these tasks; a clip of an evaluated task that is left in raises InputError unless
              `in_domain` (split "train" only: test clips are there to be compared with)
     The decoded frames are kept beside the videos in a hidden file named by the folder's digest.
@@ -97,15 +99,16 @@ def load_clips(folder: str | Path, size: int, *, split: str = "train", kinds: Se
     videos = VideoFolder(folder)
     chosen = [index for index, row in enumerate(videos.clips)
               if row.get("split", "train") == split and row.get("task") not in exclude
+              and (tasks is None or row.get("task") in tasks)
               and (kinds is None or row.get("kind", "expert") in kinds)]
     if split == "train" and not in_domain:
         from .tasks import PAPER_TASKS
 
         held_out = sorted({str(videos.clips[index].get("task")) for index in chosen} & set(PAPER_TASKS))
         if held_out:
-            raise InputError(f"{folder} holds training clips of evaluated tasks ({', '.join(held_out)}), which the model "
-                             "that imagines them must not see; valid: leave them out with --tasks-exclude, or say "
-                             "--in-domain")
+            raise InputError(f"{folder} holds training clips of evaluated tasks ({', '.join(held_out)}), which the "
+                             "model that imagines them must not see; valid: leave them out with --tasks-exclude, or "
+                             "say --in-domain")
     if not chosen:
         raise InputError(f"{folder} holds no {split} clip" + (f" of kind {', '.join(kinds)}" if kinds else "")
                          + "; valid: a folder of videos with metadata.jsonl rows of that split")
@@ -236,7 +239,7 @@ class DiffusionLoss(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: by `steps`, or by `minutes` summed over all resumes (then the cosine follows the clock)."""
+    """How long and how fast: by `steps`, or by `minutes` summed over all resumes (the cosine follows the clock)."""
 
     steps: int
     minutes: float | None
@@ -445,9 +448,9 @@ def _provenance(command: str | None, clips: Clips, in_domain: bool, seed: int) -
 
 
 def train_vae(data: str | Path, out: str | Path, config: VideoConfig, *, steps: int | None = None,
-              minutes: float | None = None, seed: int = 0, exclude: Sequence[str] = (), in_domain: bool = False,
-              command: str | None = None, log_every: int = 10,
-              checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
+              minutes: float | None = None, seed: int = 0, exclude: Sequence[str] = (),
+              tasks: Sequence[str] | None = None, in_domain: bool = False, command: str | None = None,
+              log_every: int = 10, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
     """Train the causal VAE from nothing on all train clips; writes `out/model`. The same call continues after a kill.
 
     Half of the samples are whole episodes at `num_frames` (what is generated and compared later), half shorter windows
@@ -455,7 +458,7 @@ def train_vae(data: str | Path, out: str | Path, config: VideoConfig, *, steps: 
     `scaling_factor` is set to one over the latents' standard deviation on the data.
     """
     out = Path(out)
-    clips = load_clips(data, config.image_size, exclude=exclude, in_domain=in_domain)
+    clips = load_clips(data, config.image_size, exclude=exclude, tasks=tasks, in_domain=in_domain)
     model = VideoModel.small(config, seed)
     model.vae.requires_grad_(True)
     accelerator = _accelerator(dataclasses.replace(config, gradient_accumulation=1))
@@ -495,15 +498,15 @@ def train_vae(data: str | Path, out: str | Path, config: VideoConfig, *, steps: 
 
 def pretrain_transformer(data: str | Path, out: str | Path, config: VideoConfig, *, steps: int | None = None,
                          minutes: float | None = None, seed: int = 0, exclude: Sequence[str] = (),
-                         in_domain: bool = False, command: str | None = None, log_every: int = 10,
-                         checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
+                         tasks: Sequence[str] | None = None, in_domain: bool = False, command: str | None = None,
+                         log_every: int = 10, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
     """Train transformer and text encoder from nothing on the expert clips, with the VAE of `out/model`.
 
     Writes `out/model` (averaged weights). The same call continues after a kill. The VAE's latents are computed once and
     kept in `out/latents_<digest>.pt`.
     """
     out = Path(out)
-    clips = load_clips(data, config.image_size, kinds=("expert",), exclude=exclude, in_domain=in_domain)
+    clips = load_clips(data, config.image_size, kinds=("expert",), exclude=exclude, tasks=tasks, in_domain=in_domain)
     trained = VideoModel.load(out / "model")
     _same_vae(trained, config)
     model = VideoModel.small(config, seed)
@@ -520,8 +523,8 @@ def pretrain_transformer(data: str | Path, out: str | Path, config: VideoConfig,
 
 def finetune_lora(data: str | Path, out: str | Path, config: VideoConfig, *, model: str | Path | VideoModel,
                   steps: int | None = None, minutes: float | None = None, seed: int = 0, exclude: Sequence[str] = (),
-                  in_domain: bool = False, command: str | None = None, log_every: int = 10,
-                  checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
+                  tasks: Sequence[str] | None = None, in_domain: bool = False, command: str | None = None,
+                  log_every: int = 10, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> VideoModel:
     """Finetune with a LoRA on the domain's expert clips (Eq. 2): the paper's step 1, for a small model or the hub's.
 
     Only the LoRA's weights learn; they are written to `out/lora` in diffusers' format (load with
@@ -531,7 +534,7 @@ def finetune_lora(data: str | Path, out: str | Path, config: VideoConfig, *, mod
     from peft import LoraConfig, get_peft_model_state_dict
 
     out = Path(out)
-    clips = load_clips(data, config.image_size, kinds=("expert",), exclude=exclude, in_domain=in_domain)
+    clips = load_clips(data, config.image_size, kinds=("expert",), exclude=exclude, tasks=tasks, in_domain=in_domain)
     accelerator = _accelerator(config)
     if not isinstance(model, VideoModel):
         large = accelerator.device.type == "cuda" and config.pretrained is not None
@@ -592,10 +595,12 @@ def _train_diffusion(stage: str, model: VideoModel, clips: Clips, out: Path, con
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = latents[index, variant].to(model.dtype)
         return {"latents": clean, "image": images[index, variant].to(model.dtype), "text": texts[distinct],
-                "text_index": torch.from_numpy(place), "timesteps": torch.from_numpy(rng.integers(levels, size=config.batch)),
+                "text_index": torch.from_numpy(place),
+                "timesteps": torch.from_numpy(rng.integers(levels, size=config.batch)),
                 "noise": torch.randn(clean.shape, generator=generator).to(model.dtype)}
 
-    identity = {"seed": seed, "in_domain": in_domain, **_only(
+    identity = {"seed": seed, "in_domain": in_domain, "vae": _weights_digest(model.vae),
+                "base": _weights_digest(model.transformer), **_only(
         config, "image_size", "num_frames", "heads", "head_dim", "layers", "patch_size", "text_dim", "text_layers",
         "text_length", "prediction_type", "batch", "gradient_accumulation", "learning_rate", "lora_learning_rate",
         "lora_rank", "ema_decay", "text_dropout")}
@@ -618,9 +623,7 @@ def _latents(model: VideoModel, clips: Clips, num_frames: int, out: Path, seed: 
     Variant 0 is the clip as it is; the others are timed and coloured a little differently. They are kept in a file
     named by the data and the VAE, so a resumed run does not encode again.
     """
-    with torch.no_grad():
-        sums = [float(p.double().abs().sum()) for p in model.vae.parameters()]
-    name = files.digest([clips.digest, num_frames, seed, LATENT_VARIANTS, sums])
+    name = files.digest([clips.digest, num_frames, seed, LATENT_VARIANTS, _weights_digest(model.vae)])
     cache = out / f"latents_{name}.pt"
     if cache.exists():
         try:
@@ -648,6 +651,12 @@ def _latents(model: VideoModel, clips: Clips, num_frames: int, out: Path, seed: 
     return latents, first
 
 
+@torch.no_grad()
+def _weights_digest(module: nn.Module) -> str:
+    """Tells two sets of frozen weights apart; cheap enough for a model of billions."""
+    return files.digest([f"{float(p.float().abs().sum()):.6e}" for p in module.parameters() if not p.requires_grad])
+
+
 def _only(config: VideoConfig, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
@@ -656,8 +665,8 @@ def _same_vae(model: VideoModel, config: VideoConfig) -> None:
     found = (tuple(model.vae.config.block_out_channels), model.vae.config.latent_channels)
     wanted = (tuple(config.vae_channels), config.latent_channels)
     if found != wanted:
-        raise InputError(f"the trained VAE has (widths, latent channels) {found}, the profile asks for {wanted}; valid: "
-                         "the profile that it was trained with")
+        raise InputError(f"the trained VAE has (widths, latent channels) {found}, the profile asks for {wanted}; "
+                         "valid: the profile that it was trained with")
 
 
 # -------------------------------------------------------------------------------------------------------------- sample
@@ -694,7 +703,8 @@ def sample(model: str | Path | VideoModel, data: str | Path, out: str | Path, *,
     own = np.array([psnr(a, b) for a, b in zip(made, real, strict=True)])
     other = np.array([psnr(a, b) for a, b in zip(made, np.roll(real, 1, 0), strict=True)])
     still = np.array([psnr(np.repeat(b[:1], len(b), 0), b) for b in real])
-    numbers = {"clips": float(len(chosen)), "psnr_generated": float(own.mean()), "psnr_first_frame": float(still.mean()),
+    numbers = {"clips": float(len(chosen)), "psnr_generated": float(own.mean()),
+               "psnr_first_frame": float(still.mean()),
                "psnr_vae": float(np.mean([psnr(a, b) for a, b in zip(restored, real, strict=True)])),
                "nearer_to_own": float((own > other).mean()), "better_than_still": float((own > still).mean())}
     sheet = [np.concatenate(list(strip), axis=1) for pair in zip(real, made, strict=True) for strip in pair]
