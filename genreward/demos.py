@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def render_states(env: envs.MetaWorldEnv, snapshots: Sequence[dict[str, np.ndarr
 # --- video files ------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: int = 10, lossy: bool = False, scale: int = 1) -> None:
+def write_video(path: str | Path, frames: np.ndarray, fps: float = 10, lossy: bool = False, scale: int = 1) -> None:
     """Write frames (N, H, W, 3) uint8 as H.264, whole or not at all.
 
     By default with full colour resolution and near-lossless, for models; `lossy=True` writes what every browser plays
@@ -156,8 +157,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int = 10, lossy: bool
         frames = frames.repeat(scale, 1).repeat(scale, 2)
     height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2
     with files.atomic_path(path) as temporary:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps)
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.width, stream.height = width, height
             stream.pix_fmt = "yuv420p" if lossy else "yuv444p"
             stream.options = {"crf": "16" if lossy else "6", "preset": "fast"}

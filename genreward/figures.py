@@ -13,7 +13,6 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import seaborn
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from . import profiles, results
+from . import demos, profiles, results
 from .errors import InputError
 from .files import atomic_path
 from .trajectory import check_frames, uniform_indices
@@ -335,8 +334,6 @@ def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "s
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, scale: int = 256) -> Path:
     """Write frames (N,H,W,3) uint8 as an mp4 that every browser plays: H.264, yuv420p, pixels enlarged until both
     sides are at least `scale`, sides made even by repeating the last row or column. Returns the path."""
-    import av
-
     if not fps > 0:
         raise InputError(f"fps must be positive, not {fps}")
     large = enlarge(np.asarray(frames), scale)
@@ -344,15 +341,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, sca
     path = Path(path)
     if path.suffix != ".mp4":
         raise InputError(f"{path}: a video is written as .mp4")
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4",
-                                                 options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
-                                      options={"crf": "18", "preset": "medium", "threads": "1"})
-        stream.height, stream.width = large.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for image in large:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-        container.mux(stream.encode())
+    demos.write_video(path, large, fps, lossy=True)
     return path
 
 
