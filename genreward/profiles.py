@@ -161,7 +161,7 @@ class RewardConfig:
 class RunConfig:
     """One agent: how long it learns, how often it is evaluated and saved, and how many seeds a curve has."""
 
-    sac_steps: int = 30_720
+    sac_steps: int = 20_480
     dreamer_steps: int = 10_240
     tasks: tuple[str, ...] = ("pick-place",)
     methods: tuple[str, ...] = ("dense", "sparse", "genreward", "genreward_sound")
@@ -169,7 +169,7 @@ class RunConfig:
     evaluate_every: int = 5120
     evaluation_episodes: int = 10
     seeds: int = 3
-    fb_train_until: int = 15_360  # environment steps until F and B are frozen, when they learn from the agent's replay
+    fb_train_until: int = 5120  # environment steps until F and B are frozen, when they learn from the agent's replay
     prefill: int = 1280
 
 
