@@ -326,8 +326,16 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
         inputs["encoder"] = files.digest(where.fb / f"{run.task}-encoder.npz")
     if method.fb == "explored":
         inputs["fb"] = files.digest(where.fb / f"{run.task}.pt")
-    numbers = {"episode_steps": profile.episode_steps, "reward": profile.reward, "run": profile.run,
-               run.agent: getattr(profile, run.agent), **({"fb": profile.fb} if method.fb else {})}
+    numbers: dict[str, Any] = {
+        "episode_steps": profile.episode_steps, "evaluate_every": profile.run.evaluate_every,
+        "evaluation_episodes": profile.run.evaluation_episodes, "sparse_interval": profile.reward.sparse_interval,
+        run.agent: getattr(profile, run.agent)}
+    if method.needs:
+        numbers["reward"] = profile.reward
+    if method.fb:
+        numbers["fb"] = profile.fb
+    if method.fb == "online":
+        numbers["fb_train_until"] = [profile.run.fb_train_until, profile.run.prefill]
     described = asdict(run)
     described.pop("steps")  # a run may be taken further
     return {"run": described, "numbers": {key: files.digest(value) for key, value in numbers.items()},
