@@ -7,6 +7,7 @@ once it is complete. A reader therefore never meets half a file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except RuntimeError as problem:
+        # torch.save says in words of its own that its bytes did not arrive; nothing else makes its writer fail here
+        if "inline_container" in str(problem) or "PytorchStreamWriter" in str(problem):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from problem
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
