@@ -314,8 +314,10 @@ class FramePool:
     @property
     def digest(self) -> str:
         """16 hex digits that name the content."""
-        return hashlib.sha256(self.frames.tobytes() + self.labels.tobytes() + self.decoded.tobytes()
-                              + "\n".join(self.captions).encode()).hexdigest()[:16]
+        total = hashlib.sha256("\n".join(self.captions).encode())
+        for part in (self.frames, self.labels, self.decoded):
+            total.update(np.ascontiguousarray(part))  # by its buffer: a copy of a large pool would not be small
+        return total.hexdigest()[:16]
 
 
 def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
