@@ -158,6 +158,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"no such checkpoint: {path}") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as problem:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError,
+            KeyError) as problem:  # where a file is cut decides at which of these its reader stumbles
         reason = str(problem).splitlines()[0][:100] if str(problem) else type(problem).__name__
         raise InputError(f"{path} is not a whole checkpoint ({reason}); remove it to start again") from None
