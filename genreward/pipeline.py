@@ -50,11 +50,10 @@ def make_video_model(profile: Profile) -> None:
             _publish(table, where.results / "video" / table.name)
     if not where.lora.is_dir():
         given = {row["task"] for row in demos.VideoFolder(where.demos, split="train").clips}
-        outside = tuple(sorted(given - set(DOMAIN_TASKS)))
-        if given <= set(outside):
-            outside = ()  # a profile of few tasks has none of the domain: all of them are finetuned on
+        # A profile of few tasks has none of the domain's: it is finetuned on what there is.
+        domain = tuple(sorted(given & set(DOMAIN_TASKS))) or tuple(sorted(given))
         video_training.finetune_lora(where.demos, out, config, model=config.pretrained or where.video_model,
-                                     exclude=outside)
+                                     tasks=domain)
         _publish(out / "lora", where.lora)
         for table in sorted([*out.glob("loss_finetune*.csv"), *out.glob("provenance_finetune*.json")]):
             _publish(table, where.results / "video" / table.name)
