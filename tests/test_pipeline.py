@@ -1,0 +1,119 @@
+"""The pipeline: stages in order, what exists is passed over, a failing run does not stop the others."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from genreward import errors, pipeline, profiles, training
+from genreward.errors import InputError
+from genreward.tasks import PAPER_TASKS
+
+SMOKE = profiles.get_profile("smoke")
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("there")
+
+
+def make_all(where, tasks=PAPER_TASKS):
+    """Everything that the stages before the agents leave behind."""
+    touch(where.video_model / "model_index.json", where.lora / "weights", where.scorer / "weights")
+    touch(*(where.goals / task / "goal.json" for task in tasks))
+    touch(*(where.fb / f"{task}-normaliser.json" for task in SMOKE.run.tasks))
+
+
+@pytest.fixture
+def made(root, monkeypatch):
+    """The stages that would be made, in order, instead of making them."""
+    calls = []
+    for stage in pipeline.STAGES:
+        monkeypatch.setitem(pipeline.MAKERS, stage, lambda profile, stage=stage: calls.append(stage))
+    return calls
+
+
+def test_from_nothing_every_stage_is_made_in_order(made):
+    pipeline.run("smoke")
+    assert tuple(made) == pipeline.STAGES == tuple(pipeline.MAKERS)
+
+
+def test_asked_for_backwards_they_are_made_forwards(made):
+    pipeline.run("smoke", only=("goals", "demos"))
+    assert made == ["demos", "goals"]
+
+
+def test_what_exists_is_passed_over(made, capsys):
+    where = profiles.paths("smoke")
+    make_all(where)
+    pipeline.run("smoke")
+    assert made == ["agents"]  # each run decides for itself; the videos are for training only
+    assert "goals: there already" in capsys.readouterr().out
+    (where.goals / PAPER_TASKS[3] / "goal.json").unlink()
+    made.clear()
+    pipeline.run("smoke", only=("goals", "fb"))
+    assert made == ["goals"]
+
+
+def test_videos_are_wanted_only_for_training(made):
+    where = profiles.paths("smoke")
+    make_all(where)
+    (where.scorer / "weights").unlink()
+    where.scorer.rmdir()
+    pipeline.run("smoke", only=("demos", "scorer"))
+    assert made == ["demos", "scorer"]
+    touch(where.demos / "metadata.jsonl")
+    made.clear()
+    pipeline.run("smoke", only=("demos", "scorer"))
+    assert made == ["scorer"]
+
+
+def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
+    with pytest.raises(InputError, match="unknown stage 'goal'; valid: agents, demos, fb, goals, scorer, video_model"):
+        pipeline.run("smoke", only=("demos", "goal"))
+    with pytest.raises(InputError, match="unknown profile 'smok'"):
+        pipeline.run("smok")
+    assert made == []
+    monkeypatch.setattr(sys, "argv", ["pipeline", "--profile", "smoke", "--only", "weights"])
+    with pytest.raises(SystemExit) as end:
+        errors.cli(pipeline.main)
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_grid_is_whole_and_a_failing_run_does_not_stop_it(root, monkeypatch):
+    profile = replace(SMOKE, run=replace(SMOKE.run, tasks=("reach", "push"), methods=("dense", "sparse"), seeds=2,
+                                         agents=("sac", "dreamer")))
+    trained = []
+
+    def train(run):
+        trained.append(run)
+        if run.method == "sparse" and run.seed == 1 and run.agent == "sac":
+            raise InputError("its goal is missing")
+
+    monkeypatch.setattr(training, "train_agent", train)
+    with pytest.raises(InputError, match="2 of 16 runs failed; smoke-reach-sac-sparse-s1: its goal is missing; "
+                                         "smoke-push-sac-sparse-s1: its goal is missing"):
+        pipeline.make_agents(profile)
+    assert len({run.run_id for run in trained}) == 16
+    assert {(run.profile, run.experiment) for run in trained} == {("smoke", "smoke")}
+
+
+def test_a_goal_without_its_models_names_what_is_missing(root):
+    with pytest.raises(InputError, match="video_model"):
+        pipeline.run("smoke", only=("goals",))
+
+
+def test_publishing_is_all_or_nothing(tmp_path, monkeypatch):
+    source, target = tmp_path / "build" / "model", tmp_path / "results" / "model"
+    touch(source / "a", source / "deep" / "b", target / "old")
+
+    def broken(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline.shutil, "copytree", broken)
+        pipeline._publish(source, target)
+    assert [path.name for path in target.iterdir()] == ["old"]
+    pipeline._publish(source, target)
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*")) == ["a", "deep", "deep/b"]
