@@ -12,7 +12,7 @@ export MKL_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures results smoke test lint check doctor lock clean
+.PHONY: help setup figures results smoke test lint check bench doctor lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lint: $(READY) ## ruff, notebooks included
 
 check: $(READY) ## train both agents on tasks with a known answer (hours)
 	@$(PY) -m genreward.agents.check
+
+bench: $(READY) ## our renderer against Meta-World's own, in one run: results/bench/render.json
+	@$(PY) benchmarks/render.py
 
 doctor: $(READY) ## versions, OpenGL back end, render speed, disk, GPU
 	@$(PY) -m genreward.doctor

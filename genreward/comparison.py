@@ -1,0 +1,285 @@
+"""What the runs on record say: which are missing, whether a reward helped, who was paid by what, and what it cost.
+
+Stands beside `results` near the end of the flow (`... training -> results -> figures -> book`): it reads tables and
+provenance, plays a few reference episodes, and trains nothing. A sentence about an effect is made from the numbers
+here, so that no notebook can promise what was not measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from . import envs, figures, files, profiles, results, training
+from .errors import InputError
+from .results import Interval
+from .training import METHODS, Run
+
+AGENT_NAMES = {"sac": "SAC", "dreamer": "DreamerV3"}
+TRAINING_STAGES = {"vae": "video model: VAE", "pretrain": "video model: transformer", "finetune": "video model: LoRA"}
+
+
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+def expected(profile: str | profiles.Profile, task: str) -> list[Run]:
+    """Every run of the profile's grid on one task."""
+    chosen = profiles.get_profile(profile)
+    return [Run(task, method, agent, seed, chosen.name, chosen.name) for agent in chosen.run.agents
+            for method in chosen.run.methods for seed in range(chosen.run.seeds)]
+
+
+def missing(profile: str | profiles.Profile, task: str) -> pd.DataFrame:
+    """The grid's runs that are not on record or not finished: run, steps (taken so far), command."""
+    chosen = profiles.get_profile(profile)
+    lines = []
+    for run in expected(chosen, task):
+        record = profiles.paths(chosen).runs / f"{run.run_id}.json"
+        steps = files.read_json(record).get("steps", 0) if record.is_file() else 0
+        if steps < training.total_steps(run, chosen):
+            lines.append({"run": run.run_id, "steps": steps, "command":
+                          f"python -m genreward.training --task {task} --method {run.method} --agent {run.agent} "
+                          f"--seed {run.seed} --profile {chosen.name} --experiment {chosen.name}"})
+    return pd.DataFrame(lines, columns=["run", "steps", "command"])
+
+
+def by_agent(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `agent`, and `method` without the agent's name before it (`dreamer_sparse` -> `sparse`).
+    """
+    dreamer = table["method"].str.startswith("dreamer_")
+    return table.assign(agent=np.where(dreamer, "dreamer", "sac"), method=table["method"].str.removeprefix("dreamer_"))
+
+
+def panels(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows for `figures.learning_curves` with a panel for each task and agent: `task` becomes "pick-place, SAC"."""
+    split = by_agent(table)
+    return split.assign(task=split["task"] + ", " + split["agent"].map(AGENT_NAMES)).drop(columns="agent")
+
+
+# --- did it help ------------------------------------------------------------------------------------------------------
+
+
+def difference(treated: Sequence[float], control: Sequence[float]) -> Interval:
+    """Mean of `treated` minus mean of `control`, with Welch's 95% interval; n is the smaller group's size.
+
+    A handful of seeds is too few for a bootstrap, whose intervals are then too narrow; Student's t is not. A group of
+    one seed gives no interval (NaN); groups without any spread give one of no width.
+    """
+    first, second = np.asarray(treated, float), np.asarray(control, float)
+    if not len(first) or not len(second):
+        raise InputError("a difference needs at least one run on either side")
+    value, n = float(first.mean() - second.mean()), min(len(first), len(second))
+    if n < 2:
+        return Interval(value, float("nan"), float("nan"), n)
+    if first.var() == 0 and second.var() == 0:
+        return Interval(value, value, value, n)
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(results.CONFIDENCE)
+    return Interval(value, float(interval.low), float(interval.high), n)
+
+
+def finals(table: pd.DataFrame, metric: str, last: int = 1) -> pd.Series:
+    """Each seed's mean of its `last` latest evaluations, indexed by agent, task, method, seed.
+
+    Where runs of one agent and task were taken to different lengths, all are read at the longest length that all reach.
+    """
+    rows = by_agent(table[table["metric"] == metric]).sort_values("step")
+    if rows.empty:
+        valid = ", ".join(sorted(table["metric"].unique())) or "none"
+        raise InputError(f"no rows of metric {metric!r}; valid: {valid}")
+    ends = rows.groupby(["agent", "task", "method", "seed"])["step"].max().groupby(["agent", "task"]).min()
+    common = rows.set_index(["agent", "task"]).index.map(ends)
+    rows = rows[rows["step"].to_numpy() <= common.to_numpy()]
+    return rows.groupby(["agent", "task", "method", "seed"])["value"].apply(lambda values: values.tail(last).mean())
+
+
+def effects(table: pd.DataFrame, metric: str = "return", last: int = 1) -> pd.DataFrame:
+    """One line for each agent, task and generated reward whose control is on record too: what the reward changed.
+
+    Its control is the same agent paid by the environment alone, as densely as beside the generated reward. Columns:
+    agent, task, method, control, with_reward, without, value (the difference), low, high, n.
+    """
+    ends = finals(table, metric, last)
+    lines = []
+    for agent, task, method in ends.index.droplevel("seed").unique():
+        control = METHODS[method].env_reward if method in METHODS and METHODS[method].needs else None
+        if control is None or (agent, task, control) not in ends.index.droplevel("seed"):
+            continue
+        treated, alone = ends.loc[(agent, task, method)], ends.loc[(agent, task, control)]
+        lines.append({"agent": agent, "task": task, "method": method, "control": control,
+                      "with_reward": treated.mean(), "without": alone.mean(),
+                      **difference(treated, alone)._asdict()})
+    return pd.DataFrame(lines, columns=["agent", "task", "method", "control", "with_reward", "without",
+                                        *Interval._fields])
+
+
+def verdict(effect: Any, metric: str = "return") -> str:
+    """One plain sentence on a line of `effects`: what was measured, and what may be said of it."""
+    number = "{:.3g}".format
+    said = (f"{AGENT_NAMES[effect.agent]} on {effect.task}: with {figures.label(effect.method)} the final {metric} is "
+            f"{number(effect.with_reward)}, with the {effect.control} reward alone {number(effect.without)} "
+            f"(at least {effect.n} seed{'s' * (effect.n > 1)} each): a difference of {number(effect.value)}")
+    if effect.n < 2:
+        return f"{said}; one seed gives no interval, so nothing can be concluded."
+    said += f", 95% interval {number(effect.low)} to {number(effect.high)}"
+    if effect.low > 0:
+        return f"{said}. The reward helped."
+    if effect.high < 0:
+        return f"{said}. The reward hurt."
+    return f"{said}, which contains 0: whether the reward helped cannot be told from these runs."
+
+
+def final_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """What each term contributed to all that an agent was paid: agent, task, method, term, share (mean over seeds), n.
+
+    A share is a term's part of the sum of absolute payments since the start; a run's shares add up to 1.
+    """
+    rows = by_agent(table[table["metric"].str.startswith("share_")]).sort_values("step")
+    last = rows.groupby(["agent", "task", "method", "seed", "metric"])["value"].last().reset_index()
+    last["term"] = last["metric"].str.removeprefix("share_")
+    return (last.groupby(["agent", "task", "method", "term"])["value"].agg(share="mean", n="size").reset_index())
+
+
+# --- references and trained agents ------------------------------------------------------------------------------------
+
+
+def references(profile: str | profiles.Profile, task: str, episodes: int, seed: int = 0) -> pd.DataFrame:
+    """Random actions and the scripted expert in evaluation environments: index policy, columns return, success."""
+    chosen = profiles.get_profile(profile)
+    expert, explore = envs.expert_policy(task), envs.random_policy(np.random.default_rng(seed))
+    policies: dict[str, Callable] = {"random": lambda observation, first: explore(observation),
+                                     "expert": lambda observation, first: expert(observation)}
+    lines = {name: training.evaluate(act, task, seed, episodes, chosen.episode_steps) for name, act in policies.items()}
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("policy")
+
+
+def trained_policy(profile: str | profiles.Profile, task: str, methods: Sequence[str]) -> tuple[str, Any] | None:
+    """(run id, observation -> action) of the first SAC run, in the order of `methods`, whose checkpoint is there.
+
+    Checkpoints are not committed: a fresh clone has none, and the answer is None.
+    """
+    chosen = profiles.get_profile(profile)
+    for method in methods:
+        for seed in range(chosen.run.seeds):
+            run = Run(task, method, "sac", seed, chosen.name, chosen.name)
+            path = profiles.paths(chosen).checkpoints / f"{run.run_id}.pt"
+            if path.is_file():
+                from .agents.sac import SACAgent, read_checkpoint
+
+                agent = SACAgent(envs.make_env(task), chosen.sac, seed, chosen.device)
+                agent.load_state_dict(read_checkpoint(path)["agent"])
+                return run.run_id, agent.act
+    return None
+
+
+# --- what it cost -----------------------------------------------------------------------------------------------------
+
+
+def costs(profile: str | profiles.Profile) -> pd.DataFrame:
+    """Seconds on record, one line a stage: stage, runs (how many records), seconds (their sum), device, share.
+
+    Read from the provenance of the video model's training, the scorer's, and every agent's run; what left no record is
+    not in the table.
+    """
+    where = profiles.paths(profile)
+    lines = []
+    for stage, name in TRAINING_STAGES.items():
+        path = where.results / "video" / f"provenance_{stage}.json"
+        if path.is_file():
+            kept = files.read_json(path)
+            lines.append((name, 1, float(kept["seconds"]), str(kept.get("device", "cpu"))))
+    path = where.scorer / "provenance.json"
+    if path.is_file():
+        lines.append(("frame scorer", 1, float(files.read_json(path)["seconds"]), profiles.get_profile(profile).device))
+    kept = results.load_provenance(where.runs)
+    for (agent, method), group in pd.DataFrame(
+            [(run["identity"]["run"]["agent"], run["identity"]["run"]["method"], run["seconds"], run["device"])
+             for run in kept.values() if "identity" in run], columns=["agent", "method", "seconds", "device"]
+    ).groupby(["agent", "method"]):
+        lines.append((f"{AGENT_NAMES[agent]}: {method}", len(group), float(group["seconds"].sum()),
+                      ", ".join(sorted(set(group["device"])))))
+    table = pd.DataFrame(lines, columns=["stage", "runs", "seconds", "device"])
+    return table.assign(share=table["seconds"] / table["seconds"].sum() if len(table) else [])
+
+
+def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
+    """The paper's Table E from our runs: agent, task, method, n, steps (of the shortest run), seconds_per_step."""
+    lines = []
+    for kept in results.load_provenance(profiles.paths(profile).runs).values():
+        run = kept.get("identity", {}).get("run")
+        if run and kept.get("steps") and kept.get("seconds"):
+            lines.append({"agent": run["agent"], "task": run["task"], "method": run["method"], "steps": kept["steps"],
+                          "seconds_per_step": kept["seconds"] / kept["steps"]})
+    if not lines:
+        return pd.DataFrame(columns=["agent", "task", "method", "n", "steps", "seconds_per_step"])
+    grouped = pd.DataFrame(lines).groupby(["agent", "task", "method"])
+    return grouped.agg(n=("steps", "size"), steps=("steps", "min"),
+                       seconds_per_step=("seconds_per_step", "mean")).reset_index()
+
+
+def seconds_each(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Median seconds of one call, after one call that does not count."""
+    function()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+def render_rates(task: str = "pick-place", frames: int = 30, size: int = 64) -> pd.DataFrame:
+    """Frames a second of Meta-World's own `env.render()` and of ours at size x size, in alternation, and their ratio.
+
+    Both render the same moving arm; the two take turns, so that a busy machine slows both. Median of the frames' times.
+    Columns: renderer, milliseconds, frames_per_second; `attrs["ratio"]`: ours over the default.
+    """
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    if frames < 1:
+        raise InputError(f"frames must be at least 1, got {frames}")
+    ours = envs.make_env(task, size=size)
+    default = ALL_V3_ENVIRONMENTS[ours.task.env_id](render_mode="rgb_array", camera_name=envs.CAMERA, width=size,
+                                                    height=size)
+    default._partially_observable = False
+    default._freeze_rand_vec, default._set_task_called = True, True
+    default._last_rand_vec = envs._goals(ours.task.env_id)[0]
+    default.reset()
+    ours.reset(options={"goal": 0})
+    taken: dict[str, list[float]] = {"env.render() of Meta-World": [], "genreward": []}
+    rng = np.random.default_rng(0)
+    try:
+        for number in range(frames + 2):
+            action = rng.uniform(-1, 1, 4).astype(np.float32)
+            for name, env in zip(taken, (default, ours), strict=True):
+                env.step(action)
+                began = time.perf_counter()
+                picture = env.render()
+                seconds = time.perf_counter() - began
+                if picture.shape != (size, size, 3):
+                    raise InputError(f"{name} gave a picture of shape {picture.shape}, not {size}x{size}")
+                if number >= 2:  # the first ones make the OpenGL context
+                    taken[name].append(seconds)
+    finally:
+        ours.close()
+        default.close()
+    median = {name: float(np.median(seconds)) for name, seconds in taken.items()}
+    table = pd.DataFrame([{"renderer": name, "milliseconds": 1e3 * seconds, "frames_per_second": 1 / seconds}
+                          for name, seconds in median.items()])
+    table.attrs["ratio"] = median["env.render() of Meta-World"] / median["genreward"]
+    return table
+
+
+def records(profile: str | profiles.Profile) -> pd.DataFrame:
+    """All rows of the profile's runs; InputError with the command when there are none."""
+    where: Path = profiles.paths(profile).runs
+    table = results.load(where)
+    if table.empty:
+        name = profiles.get_profile(profile).name
+        raise InputError(f"no runs on record for profile {name!r}; make them with: make results PROFILE={name}")
+    return table

@@ -1,0 +1,96 @@
+"""What the runs say: differences against closed forms, sentences that match their numbers, what is missing."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genreward import comparison, profiles, results
+from genreward.errors import InputError
+from genreward.training import Run
+
+
+def table_of(values, metric="return", steps=(256, 512)):
+    """{method: one final value a seed} as rows; each earlier evaluation is half as good."""
+    return pd.DataFrame([
+        {"experiment": "smoke", "method": method, "task": "pick-place", "seed": seed, "step": step, "metric": metric,
+         "value": value * (1.0 if step == steps[-1] else 0.5), "run": f"{method}{seed}"}
+        for method, finals in values.items() for seed, value in enumerate(finals) for step in steps])
+
+
+def test_a_difference_has_welchs_interval():
+    found = comparison.difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    # equal variances of 1 and n = 3: standard error sqrt(2/3), 4 degrees of freedom, t = 2.7764
+    assert found.value == 2 and found.n == 3
+    assert found.low == pytest.approx(2 - 2.776445 * math.sqrt(2 / 3), abs=1e-5)
+    assert found.high == pytest.approx(2 + 2.776445 * math.sqrt(2 / 3), abs=1e-5)
+    alone = comparison.difference([3.0], [1.0, 2.0])
+    assert alone.value == 1.5 and alone.n == 1 and math.isnan(alone.low)
+    assert comparison.difference([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0, 2)
+    with pytest.raises(InputError, match="at least one run"):
+        comparison.difference([], [1.0])
+
+
+@pytest.mark.parametrize(("treated", "end"), [
+    ((100.0, 101.0, 102.0), "The reward helped."), ((1.0, 2.0, 3.0), "The reward hurt."),
+    ((20.0, 50.0, 80.0), "cannot be told from these runs."), ((100.0,), "nothing can be concluded.")])
+def test_the_sentence_says_what_the_numbers_say(treated, end):
+    effects = comparison.effects(table_of({"sparse": (49.0, 50.0, 51.0), "genreward": treated}))
+    (effect,) = effects.itertuples(index=False)
+    assert (effect.agent, effect.method, effect.control) == ("sac", "genreward", "sparse")
+    assert effect.value == pytest.approx(np.mean(treated) - 50)
+    said = comparison.verdict(effect)
+    assert said.endswith(end) and said.startswith("SAC on pick-place: with GenReward (as printed) the final return is")
+    assert f"{np.mean(treated):.3g}" in said
+
+
+def test_the_control_is_the_same_agent_with_the_same_environment_reward():
+    table = table_of({"dreamer_sparse": (1.0, 2.0), "dreamer_genreward": (5.0, 7.0), "dense": (90.0, 92.0),
+                      "sparse": (3.0, 4.0), "genreward_dense": (95.0, 96.0), "genreward": (3.0, 5.0)})
+    effects = comparison.effects(table).set_index(["agent", "method"])
+    assert set(effects.index) == {("dreamer", "genreward"), ("sac", "genreward"), ("sac", "genreward_dense")}
+    assert effects.loc[("dreamer", "genreward"), "value"] == 4.5
+    assert effects.loc[("sac", "genreward_dense"), "control"] == "dense"
+    assert comparison.effects(table_of({"genreward": (1.0,)})).empty  # no control, no claim
+
+
+def test_runs_of_different_lengths_meet_where_all_have_been():
+    long, short = table_of({"sparse": (8.0,)}, steps=(256, 512)), table_of({"genreward": (6.0,)}, steps=(256,))
+    ends = comparison.finals(pd.concat([long, short]), "return")
+    assert ends.loc[("sac", "pick-place", "sparse", 0)] == 4.0 and ends.loc[("sac", "pick-place", "genreward", 0)] == 6
+    with pytest.raises(InputError, match="no rows of metric 'success'; valid: return"):
+        comparison.finals(long, "success")
+
+
+def test_shares_are_the_last_ones_and_panels_are_by_agent():
+    table = pd.concat([table_of({"genreward": (0.75,)}, "share_env"), table_of({"genreward": (0.25,)}, "share_video"),
+                       table_of({"dreamer_sparse": (1.0,)}, "share_env")])
+    shares = comparison.final_shares(table).set_index(["agent", "method", "term"])["share"]
+    assert shares.loc[("sac", "genreward")].to_dict() == {"env": 0.75, "video": 0.25}
+    assert shares.loc[("dreamer", "sparse", "env")] == 1.0
+    assert set(comparison.panels(table)["task"]) == {"pick-place, SAC", "pick-place, DreamerV3"}
+    assert set(comparison.panels(table)["method"]) == {"genreward", "sparse"}
+
+
+def test_missing_runs_are_named_with_their_command_and_costs_add_up(root):
+    profile, where = profiles.get_profile("smoke"), profiles.paths("smoke")
+    with pytest.raises(InputError, match="no runs on record for profile 'smoke'; .*make results PROFILE=smoke"):
+        comparison.records("smoke")
+    everything = comparison.missing("smoke", "pick-place")
+    assert len(everything) == len(profile.run.agents) * len(profile.run.methods) * profile.run.seeds
+    for method, steps, seconds in (("dense", profile.run.sac_steps, 30.0), ("sparse", 256, 10.0)):
+        run = Run("pick-place", method, "sac", 0, "smoke", "smoke")
+        results.write_run(where.runs, run.run_id, table_of({method: (1.0,)}).drop(columns="run"),
+                          {"seconds": seconds, "steps": steps, "device": "cpu", "identity": {"run": {
+                              "agent": "sac", "method": method, "task": "pick-place"}}})
+    left = comparison.missing("smoke", "pick-place").set_index("run")
+    assert len(left) == len(everything) - 1 and left.loc["smoke-pick-place-sac-sparse-s0", "steps"] == 256
+    assert left.loc["smoke-pick-place-sac-sparse-s0", "command"].endswith(
+        "--task pick-place --method sparse --agent sac --seed 0 --profile smoke --experiment smoke")
+    costs = comparison.costs("smoke").set_index("stage")
+    assert costs["seconds"].to_dict() == {"SAC: dense": 30.0, "SAC: sparse": 10.0}
+    assert costs["share"].to_dict() == {"SAC: dense": 0.75, "SAC: sparse": 0.25}
+    times = comparison.training_time("smoke").set_index("method")["seconds_per_step"]
+    assert times["sparse"] == 10 / 256 and times["dense"] == 30 / profile.run.sac_steps
+    assert len(comparison.records("smoke")) == 4
