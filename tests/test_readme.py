@@ -1,0 +1,65 @@
+"""The README holds what it promises: its code runs, its table is the book's, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genreward import book, goals, video_model
+from genreward.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Video:
+    """Stands in for the trained video model."""
+
+    image_size, num_frames = 64, 9
+
+    def encode(self, clip):
+        return clip[::4, ::8, ::8].transpose(3, 0, 1, 2).astype(np.float32)
+
+
+def test_its_ten_lines_run(monkeypatch, capsys):
+    from stable_baselines3 import SAC
+
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    film = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    asked, learn = [], SAC.learn
+    goal = goals.Goal("x", (), film, np.zeros(9), 8)
+    monkeypatch.setattr(goals.Goal, "load", lambda path: asked.append(path) or goal)
+    monkeypatch.setattr(video_model.VideoModel, "load", lambda path: asked.append(path) or Video())
+    monkeypatch.setattr(SAC, "learn", lambda self, steps: learn(self, 129))  # past the first payment
+    space = {}
+    exec(compile(block, "README.md", "exec"), space)
+    shares = space["env"].ledger.shares()
+    assert set(shares) == {"env", "video"} and sum(shares.values()) == pytest.approx(1) and shares["video"] > 0
+    assert str(shares) in capsys.readouterr().out
+    assert all(path.startswith("results/laptop/") for path in asked) and len(asked) == 2
+
+
+def test_its_table_is_the_books():
+    listed = [line for line in TEXT.splitlines() if "](notebooks/" in line]
+    of_the_book = [line for line in book.table().splitlines() if "](notebooks/" in line]
+    assert listed == of_the_book
+
+
+def test_every_command_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z]+)", TEXT)):
+        if f"`make {target}" in TEXT or f"\nmake {target}" in TEXT:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for module in set(re.findall(r"python -m genreward\.(\w+)", TEXT)):
+        assert (ROOT / "genreward" / f"{module}.py").is_file(), module
+    assert (ROOT / ".ci" / "run").is_file() and "make test" in (ROOT / ".ci" / "run").read_text()
+    stages = set(re.findall(r"genreward\.video_model (\w+)", TEXT))
+    assert stages == {"vae", "pretrain", "finetune"}
+    with pytest.raises(InputError, match="no folder of videos|no such|metadata"):
+        video_model.main(["vae", "--data", "my_clips", "--out", "build/mine", "--profile", "laptop"])
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
