@@ -94,3 +94,12 @@ def test_missing_runs_are_named_with_their_command_and_costs_add_up(root):
     times = comparison.training_time("smoke").set_index("method")["seconds_per_step"]
     assert times["sparse"] == 10 / 256 and times["dense"] == 30 / profile.run.sac_steps
     assert len(comparison.records("smoke")) == 4
+
+
+def test_both_renderers_are_timed_on_the_same_number_of_frames():
+    rates = comparison.render_rates("reach", frames=1, size=32, block=1)
+    assert rates["renderer"].tolist() == ["env.render() of Meta-World", "genreward"]
+    assert np.isfinite(rates[["milliseconds", "processor_milliseconds", "frames_per_second"]]).all(axis=None)
+    assert rates.attrs["ratio"] == rates["milliseconds"][0] / rates["milliseconds"][1] > 0
+    with pytest.raises(InputError, match="frames and block must be at least 1, got 0 and 5"):
+        comparison.render_rates("reach", frames=0)

@@ -54,7 +54,7 @@ def test_every_command_exists():
     for module in set(re.findall(r"python -m genreward\.(\w+)", TEXT)):
         assert (ROOT / "genreward" / f"{module}.py").is_file(), module
     assert (ROOT / ".ci" / "run").is_file() and "make test" in (ROOT / ".ci" / "run").read_text()
-    stages = set(re.findall(r"genreward\.video_model (\w+)", TEXT))
+    stages = set(re.findall(r"-m genreward\.video_model (\w+)", TEXT))
     assert stages == {"vae", "pretrain", "finetune"}
     with pytest.raises(InputError, match="no folder of videos|no such|metadata"):
         video_model.main(["vae", "--data", "my_clips", "--out", "build/mine", "--profile", "laptop"])
