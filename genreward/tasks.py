@@ -50,7 +50,7 @@ class Task:
 _ROWS = """
 assembly|put the nut on the peg|nut|on the table|the nut is on the peg
 basketball|pick up the ball and put it in the basket|ball|on the table|the ball is in the basket
-bin-picking|pick the block from one bin and place it in the other bin|block|in the bin|the block is in the other bin
+bin-picking|move the block from one bin into the other bin|block|in the bin|the block is in the other bin
 box-close|put the lid on the box|lid|beside the box|the lid is on the box
 button-press|press the button|button|at the box|the button is pressed in
 button-press-topdown|press the button from above|button|on top of the box|the button is pressed down
@@ -81,7 +81,7 @@ handle-pull-side|pull the handle up from the side|side handle|down|the side hand
 lever-pull|pull the lever up|lever|down|the lever is up
 peg-insert-side|insert the peg into the hole at the side|peg|on the table|the peg is in the hole
 peg-unplug-side|pull the peg out of the hole|peg|in the hole|the peg is out of the hole
-pick-out-of-hole|pick the puck out of the hole and place it at the goal|puck|in the hole|\
+pick-out-of-hole|pick the puck out of the hole to the goal|puck|in the hole|\
 the puck is out of the hole at the goal
 pick-place|pick up the puck and place it at the goal|puck|on the table|the puck is at the goal in the air
 pick-place-wall|pick up the puck and place it over the wall|puck|in front of the wall|\

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from genreward.errors import InputError
+from genreward.profiles import get_profile
 from genreward.tasks import DOMAIN_TASKS, EASY_TASKS, PAPER_TASKS, PRETRAIN_TASKS, STAGES, TASKS, get_task
 
 
@@ -41,3 +42,9 @@ def test_a_task_is_found_by_either_name_and_a_wrong_one_is_named():
         get_task("pick-plaze")
     with pytest.raises(InputError, match="unknown task None"):
         get_task(None)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu"])
+def test_no_prompt_is_cut_by_the_text_encoder(profile):
+    room = get_profile(profile).video.text_length - 1  # one byte a token, and the end of the sentence
+    assert {name for name, task in TASKS.items() if len(task.prompt.encode()) > room} == set()
