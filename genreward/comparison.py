@@ -261,6 +261,9 @@ def render_rates(task: str = "pick-place", frames: int = 30, size: int = 64, blo
         while len(taken["genreward"]) < frames:
             actions = rng.uniform(-1, 1, (block + 1, 4)).astype(np.float32)
             for name, env in renderers.items():
+                if env is default and default.mujoco_renderer.viewer is not None:
+                    # gymnasium leaves whichever OpenGL context is current, and would go on drawing with ours
+                    default.mujoco_renderer.viewer.make_context_current()
                 for number, action in enumerate(actions):
                     env.step(action)
                     began, worked = time.perf_counter(), time.process_time()
