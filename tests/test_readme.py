@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, goals, video_model
+from genreward import book, files, goals, video_model
 from genreward.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,3 +63,9 @@ def test_every_command_exists():
 def test_every_link_leads_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_its_measured_ratio_is_the_one_on_record():
+    measured = files.read_json(ROOT / "results" / "bench" / "render.json")
+    assert f"drew {measured['ratio']:.0f} times as many" in TEXT and measured["size"] == 64
+    assert round(measured["processor_ratio"]) == 14 and "fourteenth of the processor time" in TEXT
