@@ -405,7 +405,7 @@ def _read_checkpoint(path: Path, settings: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         made_with = state["settings"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as problem:
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as problem:
         raise InputError(f"the checkpoint {path} is damaged ({_first_line(problem)}); "
                          f"remove it to start anew") from None
     if made_with != settings:

@@ -230,9 +230,11 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         goals.train_scorer(FrameScorer.small(TINY, 0), pool, 2, checkpoint=state, progress=False)
     with pytest.raises(InputError, match="other data or settings"):
         goals.train_scorer(FrameScorer.small(TINY, 0), pool_of_squares(5), 1, checkpoint=state, progress=False)
-    state.write_bytes(state.read_bytes()[:5000])
-    with pytest.raises(InputError, match="is damaged"):
-        goals.train_scorer(FrameScorer.small(TINY, 0), pool, 1, checkpoint=state, progress=False)
+    whole = state.read_bytes()
+    for length in (0, 5000, len(whole) - 10):
+        state.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="is damaged"):
+            goals.train_scorer(FrameScorer.small(TINY, 0), pool, 1, checkpoint=state, progress=False)
     with pytest.raises(InputError, match="at least 1"):
         goals.train_scorer(tiny(), pool, 0)
 
