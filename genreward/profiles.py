@@ -75,7 +75,7 @@ class ClipConfig:
     text_heads: int = 2
     text_layers: int = 2
     context_length: int = 32
-    updates: int = 1200
+    updates: int = 800
     learning_rate: float = 1e-3
     per_caption: int = 2
 
@@ -96,8 +96,8 @@ class FBConfig:
     next_action: str = "policy"
     goal_fraction: float = 0.5
     policy_noise: float = 0.2
-    updates: int = 6000
-    exploration_steps: int = 16_000
+    updates: int = 5000
+    exploration_steps: int = 10_000
     encoder: str = "vae"
     components: int = 64
 
