@@ -1,6 +1,6 @@
 """From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
 
-    demos -> video_model -> scorer -> goals -> fb -> agents
+    demos -> video_model -> scorer -> goals -> generation -> fb -> agents
 
 A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
 goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
@@ -25,7 +25,7 @@ from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
-STAGES = ("demos", "video_model", "scorer", "goals", "fb", "agents")
+STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "agents")
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -128,6 +128,13 @@ def make_goals(profile: Profile) -> None:
         goal.save(where.goals / name)
 
 
+def make_generation(profile: Profile) -> None:
+    """How near the generated videos are to the real ones, over many starts of each evaluated task."""
+    from .study import measure_generation
+
+    measure_generation(load_video_model(profile), profile, profile.data.test_episodes)
+
+
 def make_fb(profile: Profile) -> None:
     """F, B and pi_z of each task from task-free exploration ("buffer" targets), with psi's principal axes and the
     normaliser of the frame-level reward."""
@@ -193,8 +200,8 @@ def _publish(source: Path, target: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Profile], None]] = {
-    "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals, "fb": make_fb,
-    "agents": make_agents}
+    "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
+    "generation": make_generation, "fb": make_fb, "agents": make_agents}
 
 
 def missing(stage: str, profile: Profile) -> bool:
@@ -210,6 +217,8 @@ def missing(stage: str, profile: Profile) -> bool:
         return profile.clip.pretrained is None and not where.scorer.is_dir()
     if stage == "goals":
         return any(not (where.goals / name / "goal.json").is_file() for name in (*PAPER_TASKS, *profile.run.tasks))
+    if stage == "generation":
+        return not (where.results / "generation.csv").is_file()
     if stage == "fb":
         return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in profile.run.tasks)
     return True  # each run decides for itself

@@ -326,6 +326,7 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
         inputs["encoder"] = files.digest(where.fb / f"{run.task}-encoder.npz")
     if method.fb == "explored":
         inputs["fb"] = files.digest(where.fb / f"{run.task}.pt")
+        inputs["normaliser"] = files.digest(where.fb / f"{run.task}-normaliser.json")
     numbers: dict[str, Any] = {
         "episode_steps": profile.episode_steps, "evaluate_every": profile.run.evaluate_every,
         "evaluation_episodes": profile.run.evaluation_episodes, "sparse_interval": profile.reward.sparse_interval,

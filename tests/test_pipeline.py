@@ -21,7 +21,7 @@ def touch(*paths):
 def make_all(where, tasks=PAPER_TASKS):
     """Everything that the stages before the agents leave behind."""
     touch(where.video_model / "model_index.json", where.lora / "weights", where.scorer / "weights")
-    touch(*(where.goals / task / "goal.json" for task in tasks))
+    touch(where.results / "generation.csv", *(where.goals / task / "goal.json" for task in tasks))
     touch(*(where.fb / f"{task}-normaliser.json" for task in SMOKE.run.tasks))
 
 
