@@ -274,20 +274,25 @@ class Order:
     size: int = 64
 
 
-def plan(profile: str | profiles.Profile, in_domain: int = 0) -> list[Order]:
+def plan(profile: str | profiles.Profile) -> list[Order]:
     """The orders of a profile: experts of the pretraining tasks for training; of the paper's tasks, for tests and
-    studies only (split "test"), experts, failures, half-finished and random episodes. `in_domain` adds that many
-    experts a paper task to the training split (the in-domain video model of the study of sources)."""
+    studies only (split "test"), experts, failures, half-finished and random episodes."""
     config = profiles.get_profile(profile)
     data = config.data
     chosen = PRETRAIN_TASKS[: data.tasks] if data.tasks else PRETRAIN_TASKS
     common: dict[str, Any] = {"frames": data.frames, "size": config.image_size}
     orders = [Order(task, data.episodes, 0, 0, 1, "train", 1, **common) for task in chosen]
-    orders += [Order(task, data.test_episodes, data.failures, data.failures, data.failures, "test", 2, **common)
-               for task in PAPER_TASKS]
-    if in_domain:
-        orders += [Order(task, in_domain, 0, 0, 0, "train", 3, **common) for task in PAPER_TASKS]
-    return orders
+    return orders + [Order(task, data.test_episodes, data.failures, data.failures, data.failures, "test", 2, **common)
+                     for task in PAPER_TASKS]
+
+
+def plan_in_domain(profile: str | profiles.Profile) -> list[Order]:
+    """Training episodes of the evaluated tasks, at other starts than the tests': never for the video model that
+    imagines them (but for its in-domain variant), only for the frame scorer, which stands in for an OpenCLIP that has
+    seen everything."""
+    config = profiles.get_profile(profile)
+    return [Order(task, config.data.in_domain, 0, 0, 1, "train", 3, config.data.frames, config.image_size)
+            for task in PAPER_TASKS]
 
 
 def make_demos(folder: str | Path, orders: Sequence[Order], jobs: int = 1, progress: bool = True) -> VideoFolder:
@@ -362,10 +367,11 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop", help="smoke, laptop, gpu or paper")
     parser.add_argument("--out", default=None, help="folder (default: build/<profile>/demos)")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--in-domain", type=int, default=0, help="training experts of each evaluated task")
+    parser.add_argument("--in-domain", action="store_true", help="training episodes of the evaluated tasks instead")
     arguments = parser.parse_args()
-    orders = plan(arguments.profile, arguments.in_domain)
-    out = Path(arguments.out) if arguments.out else profiles.paths(arguments.profile).demos
+    where = profiles.paths(arguments.profile)
+    orders = plan_in_domain(arguments.profile) if arguments.in_domain else plan(arguments.profile)
+    out = Path(arguments.out) if arguments.out else where.in_domain_demos if arguments.in_domain else where.demos
     made = make_demos(out, orders, arguments.jobs)
     print(f"{len(made)} clips in {out}")
 

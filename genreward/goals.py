@@ -292,6 +292,21 @@ class FramePool:
         return cls(np.concatenate(frames), np.concatenate(labels), np.concatenate(decoded), list(captions),
                    [sorted(group) for group in groups.values()])
 
+    @classmethod
+    def merge(cls, pools: Sequence[FramePool]) -> FramePool:
+        """One pool of several: captions that are the same sentence become one, groups that hold the same ones too."""
+        if not pools:
+            raise InputError("no pools to merge; give at least one")
+        captions = list(dict.fromkeys(caption for pool in pools for caption in pool.captions))
+        number = {caption: label for label, caption in enumerate(captions)}
+        new = [np.array([number[caption] for caption in pool.captions]) for pool in pools]
+        groups = {tuple(sorted(renamed[group].tolist())) for pool, renamed in zip(pools, new, strict=True)
+                  for group in pool.groups}
+        return cls(np.concatenate([pool.frames for pool in pools]),
+                   np.concatenate([renamed[pool.labels] for pool, renamed in zip(pools, new, strict=True)]),
+                   np.concatenate([pool.decoded for pool in pools]), captions,
+                   [list(group) for group in sorted(groups)])
+
     def draw(self, captions: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One image for each of some distinct captions: (indices of frames, indices of captions).
 

@@ -60,7 +60,11 @@ def make_video_model(profile: Profile) -> None:
 
 
 def make_scorer(profile: Profile) -> None:
-    """The frame scorer: OpenCLIP, trained on frames and stage captions, decoded frames included."""
+    """The frame scorer: OpenCLIP, trained on frames and stage captions, decoded frames included.
+
+    It stands in for the hub's OpenCLIP, which has seen everything, and learns the captions of the evaluated tasks too,
+    from training episodes that the video model never gets.
+    """
     from .goals import FramePool, FrameScorer, evaluate_scorer, train_scorer
     from .video_model import VideoModel
 
@@ -69,8 +73,10 @@ def make_scorer(profile: Profile) -> None:
         return  # the hub's, loaded when it is asked for
     model = VideoModel.load(where.video_model, device=profile.device)
     folder = demos.VideoFolder(where.demos)
-    pool = FramePool.from_folder(folder, config.image_size, None, num_frames=model.num_frames,
-                                 roundtrip=lambda clip: model.decode(model.encode(clip)))
+    in_domain = demos.make_demos(where.in_domain_demos, demos.plan_in_domain(profile), jobs=2)
+    pool = FramePool.merge([FramePool.from_folder(clips, config.image_size, num_frames=model.num_frames,
+                                                  roundtrip=lambda clip: model.decode(model.encode(clip)))
+                            for clips in (folder, in_domain)])
     scorer = FrameScorer.small(config, 0, profile.device)
     began = time.time()
     rows = train_scorer(scorer, pool, config.updates, config.learning_rate, config.per_caption, seed=0,
@@ -78,6 +84,8 @@ def make_scorer(profile: Profile) -> None:
     scorer.save(where.scorer, {
         "updates": config.updates, "seconds": round(time.time() - began, 1), "frames": len(pool.frames),
         "decoded_frames": int(pool.decoded.sum()), "captions": len(pool.captions), "pool": pool.digest,
+        "tasks": sorted({row["task"] for clips in (folder, in_domain) for row in clips.clips
+                         if row["split"] == "train"}),
         "stage_accuracy": evaluate_scorer(scorer, folder),
         "loss": [[row["step"], round(row["value"], 5)] for row in rows]})
 

@@ -20,6 +20,7 @@ class DataConfig:
 
     episodes: int = 16  # expert episodes a pretraining task
     test_episodes: int = 20  # expert episodes of an evaluated task, for the comparison with generated videos only
+    in_domain: int = 8  # training episodes of an evaluated task, for the frame scorer only
     failures: int = 4  # failed, half-finished and random episodes a task, each
     frames: int = 33  # frames kept of an episode, spread evenly over it
     tasks: int | None = None  # only the first so many pretraining tasks (None: all)
@@ -196,7 +197,7 @@ _LAPTOP = Profile("laptop")
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
         "smoke",
-        data=DataConfig(episodes=2, test_episodes=2, failures=1, frames=17, tasks=3),
+        data=DataConfig(episodes=2, test_episodes=2, in_domain=1, failures=1, frames=17, tasks=3),
         video=VideoConfig(vae_channels=(8, 8, 8), vae_norm_groups=4, latent_channels=4, heads=2, layers=2,
                           text_layers=1, text_heads=2, text_dim=32, vae_steps=12, pretrain_steps=12, batch=2,
                           lora_rank=4, lora_steps=6, inference_steps=3, ema_decay=0.9),
@@ -263,6 +264,11 @@ class Paths:
     @property
     def demos(self) -> Path:
         return self.build / "demos"
+
+    @property
+    def in_domain_demos(self) -> Path:
+        """Training episodes of the evaluated tasks, kept apart from what the held-out video model learns from."""
+        return self.build / "demos_in_domain"
 
     @property
     def weights(self) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from genreward import demos, envs, files
 from genreward.errors import InputError
-from genreward.profiles import get_profile
+from genreward.profiles import get_profile, paths
 from genreward.tasks import PAPER_TASKS, PRETRAIN_TASKS, STAGES
 
 ORDER = demos.Order("reach", expert=1, failure=0, half=0, random=1, split="test", seed=5, frames=5, size=32)
@@ -120,8 +120,13 @@ def test_no_clip_of_an_evaluated_task_is_for_training():
             assert (order.split == "test") == (order.task in PAPER_TASKS)
             assert order.frames == get_profile(name).data.frames
     assert {order.task for order in demos.plan("laptop") if order.split == "train"} == set(PRETRAIN_TASKS)
-    training = [order for order in demos.plan("smoke", in_domain=3) if order.split == "train"]
-    assert [order.expert for order in training if order.task in PAPER_TASKS] == [3] * 5
+
+
+def test_training_episodes_of_evaluated_tasks_lie_apart_and_start_elsewhere_than_tests():
+    apart, tests = demos.plan_in_domain("laptop"), [order for order in demos.plan("laptop") if order.split == "test"]
+    assert {order.task for order in apart} == set(PAPER_TASKS) and {order.split for order in apart} == {"train"}
+    assert not {order.seed for order in apart} & {order.seed for order in tests}
+    assert paths("laptop").in_domain_demos != paths("laptop").demos
 
 
 def test_rendered_episodes_go_on_after_a_stop_and_are_the_same_again(tmp_path, monkeypatch):

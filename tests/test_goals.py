@@ -421,3 +421,16 @@ def test_success_hit():
     assert goals.success_hit(goal(index=4), stages) and not goals.success_hit(goal(index=3), stages)
     with pytest.raises(InputError, match="as many stages"):
         goals.success_hit(goal(), [0])
+
+
+def test_merged_pools_share_captions_and_keep_every_frame_with_its_own():
+    def pool(captions, labels, shade):
+        frames = np.full((len(labels), 64, 64, 3), shade, np.uint8)
+        return goals.FramePool(frames, np.array(labels), np.zeros(len(labels), bool), captions, [[0, 1]])
+
+    merged = goals.FramePool.merge([pool(["a", "b"], [0, 1, 1], 10), pool(["b", "c"], [0, 1], 200),
+                                    pool(["b", "a"], [0, 1], 90)])
+    assert merged.captions == ["a", "b", "c"]
+    assert [merged.captions[label] for label in merged.labels] == ["a", "b", "b", "b", "c", "b", "a"]
+    assert merged.frames[:, 0, 0, 0].tolist() == [10, 10, 10, 200, 200, 90, 90]
+    assert merged.groups == [[0, 1], [1, 2]]
