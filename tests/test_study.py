@@ -72,7 +72,8 @@ def test_cosines_of_pairs_by_hand():
     np.testing.assert_allclose(study.paired_cosines(latents, goals), [2 / 6**0.5, 1 / 6**0.5])
     # less the first latent frame: (-1,0).(-1,1) = 1 of 1, sqrt(2); (-1,1).(0,5) = 5 of sqrt(2), 5
     np.testing.assert_allclose(study.paired_cosines(latents, goals, "first"), [0.5**0.5, 0.5**0.5])
-    np.testing.assert_allclose(study.paired_cosines(latents, goals, "mean", goals[0]), [0, 0])
+    # less the first goal: nothing is left of that goal; (1,0,1,0).(-1,0,0,4) = -1 of sqrt(2), sqrt(17)
+    np.testing.assert_allclose(study.paired_cosines(latents, goals, "mean", goals[0]), [0, -1 / 34**0.5])
     with pytest.raises(InputError, match="as many"):
         study.paired_cosines(latents, goals[:1])
 
