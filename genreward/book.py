@@ -287,6 +287,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     import papermill
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
 
     spec = read(source).metadata.get("kernelspec", {}).get("name")
     if spec is None:
@@ -299,9 +300,11 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     running, failed = (target.with_name(f"{target.stem}.{state}.ipynb") for state in ("running", "failed"))
     failed.unlink(missing_ok=True)
+    # Sockets in the file system: a kernel over TCP is open to everyone on the machine, and says so in every run.
+    sockets = Config({"KernelManager": {"transport": "ipc"}})
     try:
         papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), cwd=str(ROOT),
-                                   kernel_name=spec, progress_bar=False, start_timeout=300)
+                                   kernel_name=spec, progress_bar=False, start_timeout=300, config=sockets)
         os.replace(running, target)
     except papermill.PapermillExecutionError as problem:
         os.replace(running, failed)
