@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import errors
 from .envs import Policy, exploration_policy

@@ -33,7 +33,7 @@ import torch.nn.functional as nnf
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import demos, errors, files, profiles
 from .errors import InputError, unknown

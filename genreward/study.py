@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import demos, envs, errors, files, profiles, results
 from .errors import InputError, unknown
