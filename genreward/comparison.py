@@ -169,7 +169,8 @@ def trained_policy(profile: str | profiles.Profile, task: str, methods: Sequence
             run = Run(task, method, "sac", seed, chosen.name, chosen.name)
             path = profiles.paths(chosen).checkpoints / f"{run.run_id}.pt"
             if path.is_file():
-                from .agents.sac import SACAgent, read_checkpoint
+                from .agents.checkpoints import read_checkpoint
+                from .agents.sac import SACAgent
 
                 agent = SACAgent(envs.make_env(task), chosen.sac, seed, chosen.device)
                 agent.load_state_dict(read_checkpoint(path)["agent"])

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import envs, errors, files, profiles, results
-from .agents.sac import read_checkpoint
+from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .forward_backward import ForwardBackward
 from .goals import Goal

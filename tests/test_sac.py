@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from genreward.agents.sac import SACAgent, read_checkpoint
+from genreward.agents.checkpoints import read_checkpoint
+from genreward.agents.sac import SACAgent
 from genreward.errors import InputError
 from genreward.profiles import SACConfig
 

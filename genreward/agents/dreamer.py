@@ -46,8 +46,6 @@ updates to get there. A short budget needs a shorter horizon (see `check.py`) be
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -77,6 +75,7 @@ from torchrl.trainers.algorithms import DreamerV3Optimizer, DreamerV3UpdateRatio
 from .. import files
 from ..errors import InputError
 from ..profiles import DreamerConfig
+from .checkpoints import check_state, read_checkpoint
 
 UNIMIX = 0.01  # share of the uniform distribution in every categorical
 BINS = 255  # of the two-hot reward and value, between symexp(-20) and symexp(20)
@@ -427,13 +426,7 @@ class DreamerAgent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; a state of another configuration is an `InputError`."""
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise InputError(f"not a checkpoint of this agent; valid: what DreamerAgent.save wrote ({FORMAT})")
-        mine, other = self._identity(), state["config"]
-        foreign = [f"{key} {other.get(key)!r} (here {mine.get(key)!r})" for key in sorted(mine.keys() | other.keys())
-                   if mine.get(key) != other.get(key)]
-        if foreign:
-            raise InputError(f"the checkpoint is of another configuration: {', '.join(foreign)}")
+        check_state(state, "DreamerAgent", FORMAT, self._identity())
         self.networks.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slow_critic.load_state_dict(state["slow_critic"])
@@ -450,15 +443,7 @@ class DreamerAgent:
 
     def load(self, path: str | os.PathLike) -> None:
         """Read a checkpoint; a missing, truncated or foreign one is an `InputError` and leaves the agent as it was."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
-            raise InputError(f"no such checkpoint: {path}") from None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError,
-                KeyError) as problem:
-            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
-        self.load_state_dict(state)
+        self.load_state_dict(read_checkpoint(path, self.device))
 
     def _identity(self) -> dict[str, Any]:
         return {**asdict(self.config), "obs_shape": list(self.obs_shape), "action_dim": self.action_dim}

@@ -9,9 +9,7 @@ A chunk after a restart is therefore the chunk that an undisturbed run would hav
 from __future__ import annotations
 
 import os
-import pickle
 import random
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from .. import files
 from ..errors import InputError
 from ..profiles import SACConfig
+from .checkpoints import check_state, read_checkpoint
 
 FORMAT = "genreward.sac.v1"
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -105,13 +104,7 @@ class SACAgent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; InputError when it is of another configuration."""
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise InputError(f"not a checkpoint of this agent; valid: what SACAgent.save wrote ({FORMAT})")
-        mine, other = self._identity(), state["config"]
-        foreign = [f"{key} {other.get(key)!r} (here {mine.get(key)!r})" for key in sorted(mine.keys() | other.keys())
-                   if mine.get(key) != other.get(key)]
-        if foreign:
-            raise InputError(f"the checkpoint is of another configuration: {', '.join(foreign)}")
+        check_state(state, "SACAgent", FORMAT, self._identity())
         model, buffer = self.model, self.model.replay_buffer
         model.policy.load_state_dict(state["policy"])
         model.actor.optimizer.load_state_dict(state["actor_optimizer"])
@@ -150,15 +143,3 @@ def _plain_numpy_state() -> list[Any]:
     """NumPy's global random state in types that `torch.load(weights_only=True)` admits."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)]
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """A checkpoint file's content; a missing or truncated one is an `InputError` that names it."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"no such checkpoint: {path}") from None
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError,
-            KeyError) as problem:  # where a file is cut decides at which of these its reader stumbles
-        reason = str(problem).splitlines()[0][:100] if str(problem) else type(problem).__name__
-        raise InputError(f"{path} is not a whole checkpoint ({reason}); remove it to start again") from None
