@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import warnings
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,8 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 # llvmpipe starts one thread a core by itself; at 64x64 pixels they cost more than they give.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Inside a notebook the libraries' progress bars ask for widgets, which an executed copy could not show.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 if importlib.util.find_spec("triton") is not None:
     import triton  # noqa: F401
