@@ -70,7 +70,8 @@ def test_videos_are_wanted_only_for_training(made):
 
 
 def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
-    with pytest.raises(InputError, match="unknown stage 'goal'; valid: agents, demos, fb, goals, scorer, video_model"):
+    valid = "agents, demos, fb, generation, goals, scorer, video_model"
+    with pytest.raises(InputError, match=f"unknown stage 'goal'; valid: {valid}"):
         pipeline.run("smoke", only=("demos", "goal"))
     with pytest.raises(InputError, match="unknown profile 'smok'"):
         pipeline.run("smok")
