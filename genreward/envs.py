@@ -31,8 +31,6 @@ CAMERA_POSITION = (0.80, 0.10, 0.70)  # moved in from Meta-World's own, so that 
 CAMERA_FOVY = 31.0  # degrees, vertical
 GOALS = 50  # goals a task, as in Meta-World's MT1 and MT50
 GOAL_SEED = 42  # fixes which 50
-OBSERVED_STATE = slice(0, 18)  # gripper position and opening, object poses; the rest is the last step's and the goal
-STATE_WITHOUT_ROTATION = (0, 1, 2, 3, 4, 5, 6)  # hand xyz, opening, first object's xyz
 
 
 @cache
