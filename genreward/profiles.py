@@ -46,7 +46,7 @@ class VideoConfig:
     text_heads: int = 4
     text_length: int = 48
     prediction_type: str = "v_prediction"
-    vae_steps: int = 4000
+    vae_steps: int = 8000
     vae_batch: int = 2
     vae_learning_rate: float = 2e-3
     pretrain_steps: int = 8000

@@ -142,8 +142,8 @@ def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     if rng.random() < 0.5:
         pixels = pixels.flip(-1)
     if rng.random() < 0.7:
-        pixels = recolour(pixels, rng, 0.3)
-    if rng.random() < 0.3:
+        pixels = recolour(pixels, rng, 0.2)
+    if rng.random() < 0.1:
         pixels = pixels[torch.from_numpy(rng.permutation(3))]
     if rng.random() < 0.25:
         size = pixels.shape[-1]
