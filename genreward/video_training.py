@@ -25,8 +25,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +38,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from . import files
+from . import files, results
 from .errors import InputError
 from .profiles import VideoConfig
 from .trajectory import uniform_indices
@@ -428,20 +426,8 @@ def _accelerator(config: VideoConfig) -> Any:
 
 
 def _provenance(command: str | None, clips: Clips, in_domain: bool, seed: int) -> dict[str, Any]:
-    import accelerate
-    import diffusers
-    import peft
-    import transformers
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-        return answer.stdout.strip() if answer.returncode == 0 else "unknown"
-
-    return {"command": command, "data_digest": clips.digest, "clips": len(clips.rows), "tasks": clips.tasks,
-            "in_domain": in_domain, "seed": seed, "commit": git("rev-parse", "HEAD"),
-            "threads": torch.get_num_threads(), "machine": platform.machine(),
-            "versions": {"python": platform.python_version(), **{
-                module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft, accelerate)}}}
+    return results.provenance(command=command, data_digest=clips.digest, clips=len(clips.rows), tasks=clips.tasks,
+                              in_domain=in_domain, seed=seed, threads=torch.get_num_threads())
 
 
 # ------------------------------------------------------------------------------------------------------------- stages
