@@ -18,7 +18,7 @@ from . import errors
 class DataConfig:
     """Demonstration videos: how many episodes a task of each kind are rendered, and how many frames each keeps."""
 
-    episodes: int = 40  # expert episodes a pretraining task
+    episodes: int = 24  # expert episodes a pretraining task
     test_episodes: int = 20  # expert episodes of an evaluated task, for the comparison with generated videos only
     in_domain: int = 8  # training episodes of an evaluated task, for the frame scorer only
     failures: int = 4  # failed, half-finished and random episodes a task, each
