@@ -71,12 +71,12 @@ class ClipConfig:
     image_size: int = 64
     embed_dim: int = 128
     vision_layers: tuple[int, ...] = (1, 1, 1, 1)
-    vision_width: int = 24
-    text_width: int = 64
+    vision_width: int = 16
+    text_width: int = 32
     text_heads: int = 2
     text_layers: int = 2
     context_length: int = 32
-    updates: int = 800
+    updates: int = 2000
     learning_rate: float = 1e-3
     per_caption: int = 2
 
