@@ -3,18 +3,24 @@
 Training writes here and figures read from here (`... experiments -> results -> figures -> book`); the two never meet
 anywhere else. Every row is `experiment, method, task, seed, step, metric, value`. What the paper reports lies in
 `results/reported/` and has other columns, so `load` cannot mix it with what was measured.
+
+    python -m genreward.results check results/laptop/runs                       # every file, every row
+    python -m genreward.results export results/laptop/runs --metric return      # {task, method, seed, xs, ys} as JSON
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib.metadata
 import io
+import json
 import math
 import os
 import platform
 import re
 import subprocess
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .errors import InputError
+from .errors import InputError, cli
 from .files import atomic_path, read_json, write_json
 
 COLUMNS = ("experiment", "method", "task", "seed", "step", "metric", "value")
@@ -84,37 +90,72 @@ def write_run(folder: str | os.PathLike, run_id: str, rows: pd.DataFrame | Itera
     """Write one run: `<folder>/<run_id>.csv` and, beside it, `<run_id>.json` with the provenance; returns the CSV.
 
     Each file is written whole or not at all, the provenance first, so that a table without one is a damaged folder.
+    The provenance is given a check sum of every row (`rows`), by which `load` tells a table that was changed, cut or
+    swapped after it was written, and in which row.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", run_id):
         raise InputError(f"run id {run_id!r} does not make a file name; valid: letters, digits, '.', '_', '+', '-'")
     table = check_rows(rows, f"run {run_id}")
     path = Path(folder) / f"{run_id}.csv"
-    write_json(path.with_suffix(".json"), dict(provenance))
+    text = table.to_csv(index=False, lineterminator="\n")
+    write_json(path.with_suffix(".json"), {**provenance, "rows": _row_sums(text)})
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def _row_sums(text: str) -> str:
+    """A check sum (CRC-32, 8 hex digits) of every line of a table but its header, with spaces between."""
+    return " ".join(f"{zlib.crc32(line.encode()):08x}" for line in text.splitlines()[1:])
+
+
+def read_run(path: str | os.PathLike) -> pd.DataFrame:
+    """One run's table, checked: the schema, that its last line is whole, and every row against the check sums in the
+    provenance beside it (records of before there were any have none, and are taken as they are).
+
+    InputError that names the file and, where it is one, the row. A run that lost its power between its two files is
+    refused as well: the command that made it writes both again.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
+    if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
+        raise InputError(f"{path}: row {len(raw)} is cut short: the file does not end with a whole line")
+    table = check_rows(raw, str(path))
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        raise InputError(f"{path} has no provenance beside it: {beside.name} is missing")
+    kept = read_json(beside)
+    if not isinstance(kept, dict):
+        raise InputError(f"{beside} is not the provenance of a run")
+    if "rows" in kept:
+        made, found = str(kept["rows"]).split(), _row_sums(text).split()
+        for number, (one, other) in enumerate(zip(made, found, strict=False), 1):
+            if one != other:
+                raise InputError(f"{path}: row {number} is not the one that was measured (its check sum differs): "
+                                 f"{', '.join(map(str, table.iloc[number - 1].tolist()))}")
+        if len(made) != len(found):
+            raise InputError(f"{path} has {len(found)} rows, {beside.name} says {len(made)}; the command that made "
+                             "the run puts it right")
+    return table
 
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:
     """All runs of a folder as one table: the schema's columns and `run`, the file's name without `.csv`.
 
-    A file with other columns, a damaged row, a row that two runs claim, or a table without its provenance raises an
-    `InputError` that names the file and the row. A folder without runs gives an empty table with the same columns.
+    A file with other columns, a damaged or changed row, a row that two runs claim, or a table without its provenance
+    raises an `InputError` that names the file and the row (see `read_run`). A folder without runs gives an empty table
+    with the same columns.
     """
     folder = Path(folder)
     tables = []
     for path in sorted(folder.glob("*.csv")):
-        try:
-            text = path.read_text(encoding="utf-8")
-            raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
-            raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
-        if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
-            raise InputError(f"{path}: row {len(raw)} is cut short: the file does not end with a whole line")
-        table = check_rows(raw, str(path))
-        if not path.with_suffix(".json").exists():
-            raise InputError(f"{path} has no provenance beside it: {path.with_suffix('.json').name} is missing")
-        tables.append(table.assign(run=path.stem))
+        tables.append(read_run(path).assign(run=path.stem))
     if not tables:
         return pd.DataFrame(columns=[*COLUMNS, "run"])
     table = pd.concat(tables, ignore_index=True)
@@ -228,9 +269,10 @@ def stratified_ci(scores: Mapping[str, Sequence[float]], statistic: Any = iqm, s
     """A statistic over all tasks' scores, with its 95% interval from resampling the seeds of each task on its own.
 
     scores: task -> one (normalised) score a seed; tasks may have different numbers of seeds. n counts all scores. With
-    one seed in every task there is nothing to resample and the interval is NaN. A percentile bootstrap (Agarwal et al.
-    2021, "Deep RL at the edge of the statistical precipice") is honest from about ten scores on; with three it covers
-    the truth only about three times in four, so quote n beside it.
+    one seed in every task there is nothing to resample and the interval is NaN. The percentile bootstrap of Agarwal et
+    al. (2021, "Deep RL at the edge of the statistical precipice") is too narrow for few runs: of normal scores on one
+    task its 95% interval holds the true mean in 74% of cases with 3 runs, 83% with 5, 89% with 10 (1,000 simulations
+    each). Quote n beside it, and use `comparison.difference` where two methods of few seeds are set against each other.
     """
     strata = _strata(scores)
     reduce = _along_axis(statistic)
@@ -428,3 +470,30 @@ def summarise(table: pd.DataFrame, metric: str, by: Sequence[str] = ("task", "me
             lambda values: values.tail(last).mean())
         lines.append({**dict(zip(by, group, strict=True)), **bootstrap_ci(finals)._asdict()})
     return pd.DataFrame(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("check", "export"))
+    parser.add_argument("folder", type=Path, help="where the runs are, e.g. results/laptop/runs")
+    parser.add_argument("--metric", default="return", help="which curves to export")
+    parser.add_argument("--output", type=Path, help="the file to write (default: to the terminal)")
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        raise InputError(f"no such folder: {arguments.folder}")
+    table = load(arguments.folder)
+    if arguments.command == "check":
+        print(f"{table['run'].nunique()} runs, {len(table)} rows: all whole")
+        return
+    if table.empty:
+        raise InputError(f"{arguments.folder} has no runs to export")
+    records = export_records(table, arguments.metric)
+    if arguments.output is None:
+        print(json.dumps(records))
+    else:
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps(records) + "\n")
+
+
+if __name__ == "__main__":
+    cli(main)

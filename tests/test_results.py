@@ -1,5 +1,6 @@
 """Schema, provenance and statistics, held against numbers worked out by hand."""
 
+import errno
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genreward import results
+from genreward import errors, files, results
 from genreward.errors import InputError
 
 
@@ -25,7 +26,8 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     assert table["value"].tolist() == [1.5, -2.25, 1.0]
     assert table["step"].tolist() == [100, 200, 100] and table["step"].dtype == np.int64
     assert table["run"].unique().tolist() == ["dense-reach-0"]
-    assert results.load_provenance(tmp_path) == {"dense-reach-0": {"seconds": 3}}
+    (kept,) = results.load_provenance(tmp_path).values()
+    assert kept["seconds"] == 3 and len(kept["rows"].split()) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense-reach-0.csv", "dense-reach-0.json"]
 
 
@@ -56,7 +58,7 @@ def test_a_bad_run_leaves_the_earlier_one_whole(tmp_path):
     with pytest.raises(InputError):
         results.write_run(tmp_path, "r", [row(value=float("nan"))], {"try": 2})
     assert results.load(tmp_path)["value"].tolist() == [1.5]
-    assert results.load_provenance(tmp_path)["r"] == {"try": 1}
+    assert results.load_provenance(tmp_path)["r"]["try"] == 1
 
 
 @pytest.mark.parametrize("name", ["", "../r", "a/b", ".hidden", "a b"])
@@ -89,6 +91,67 @@ def test_a_damaged_file_is_named(tmp_path, damage, why):
     path.write_text(damage(path.read_text()))
     with pytest.raises(InputError, match=f"cut.csv.*{why}"):
         results.load(tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new", "why"), [
+    ("345.0", "845.0", "row 2 is not the one that was measured .*: main, dense, reach, 0, 200, return, 845.0"),
+    ("100,return,1.5\n", "100,return,1.25\n", "row 1 is not the one"),
+    ("main,dense,reach,0,300,return,7.0\n", "", "has 2 rows, edited.json says 3; the command that made the run"),
+    ("7.0\n", "7.0\nmain,dense,reach,0,400,return,9.0\n", "has 4 rows, edited.json says 3"),
+])
+def test_a_hand_edited_number_is_found_in_its_row(tmp_path, old, new, why):
+    path = results.write_run(tmp_path, "edited", [row(), row(step=200, value=345), row(step=300, value=7)], {})
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=f"edited.csv.*{why}"):
+        results.load(tmp_path)
+    path.write_text(text.replace("\n", "\r\n"))  # another system's line ends are no other numbers
+    assert len(results.load(tmp_path)) == 3
+
+
+def test_a_record_of_before_there_were_check_sums_is_read(tmp_path):
+    path = results.write_run(tmp_path, "old", [row()], {})
+    path.with_suffix(".json").write_text('{"seconds": 1}')
+    assert len(results.load(tmp_path)) == 1
+    for damage in ("[]", "{", ""):
+        path.with_suffix(".json").write_text(damage)
+        with pytest.raises(InputError, match="old.json is not"):
+            results.load(tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_record_whole(tmp_path, monkeypatch):
+    results.write_run(tmp_path, "r", [row()], {"try": 1})
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write_run(tmp_path, "r", [row(), row(step=200)], {"try": 2})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
+def test_the_command_line_checks_and_exports(tmp_path, monkeypatch, capsys):
+    results.write_run(tmp_path / "runs", "a", [row(), row(step=200, value=2)], {})
+    results.write_run(tmp_path / "runs", "b", [row(seed=1, metric="success")], {})
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["results", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            errors.cli(results.main)
+        return end.value.code, capsys.readouterr()
+
+    assert call("check", tmp_path / "runs")[1].out == "2 runs, 3 rows: all whole\n"
+    assert call("export", tmp_path / "runs", "--output", tmp_path / "out.json")[0] == 0
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert records == [{"task": "reach", "method": "dense", "seed": 0, "xs": [100, 200], "ys": [1.5, 2.0]}]
+    assert json.loads(call("export", tmp_path / "runs")[1].out) == records
+    for words, why in ((("export", tmp_path / "runs", "--metric", "x"), "no rows of metric 'x'; valid: return, succ"),
+                       (("check", tmp_path / "nowhere"), "no such folder"), (("export", tmp_path), "has no runs")):
+        status, printed = call(*words)
+        assert status == 2 and why in printed.err and printed.err.count("\n") == 1
 
 
 def test_a_table_without_provenance_is_refused(tmp_path):
