@@ -13,10 +13,12 @@ What is changed against Meta-World's own, and why:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -25,10 +27,15 @@ from .errors import InputError, unknown
 from .tasks import Task, get_task
 from .trajectory import Trajectory
 
+if TYPE_CHECKING:
+    from .distractions import Distraction, Distractor
+
 REWARDS = ("dense", "sparse")
 CAMERA = "corner2"
 CAMERA_POSITION = (0.80, 0.10, 0.70)  # moved in from Meta-World's own, so that the table fills the picture
 CAMERA_FOVY = 31.0  # degrees, vertical
+CAMERA_FOCUS = (0.0, 0.6, 0.1)  # where it looks: the middle of the table, a little above
+BACKDROP = ("tablelink", "RetainingWall")  # bodies that give way to a distracting background
 GOALS = 50  # goals a task, as in Meta-World's MT1 and MT50
 GOAL_SEED = 42  # fixes which 50
 
@@ -42,6 +49,13 @@ def _goals(env_id: str) -> np.ndarray:
 
     tasks = metaworld.MT1(env_id, seed=GOAL_SEED).train_tasks
     return np.stack([pickle.loads(task.data)["rand_vec"] for task in tasks])
+
+
+def episode_key(rng: np.random.Generator) -> int:
+    """A number for the episode that `rng` is about to draw, by which a distraction knows it: the generator's state
+    without drawing from it, so that a distraction neither changes the episodes nor needs a state of its own."""
+    state = json.dumps(rng.bit_generator.state, sort_keys=True, default=int)
+    return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6])
 
 
 class Renderer:
@@ -71,19 +85,46 @@ class Renderer:
         for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
 
-    def __call__(self, data: Any, camera: str = CAMERA) -> np.ndarray:
+    def __call__(self, data: Any, camera: str = CAMERA, distractor: Distractor | None = None) -> np.ndarray:
         """(size, size, 3) uint8 of the state in `data`."""
         self._renderer.update_scene(data, camera=camera)
+        if distractor is not None:
+            distractor.change(self._renderer.scene, data)
         picture = self._renderer.render()
-        if camera == CAMERA:
-            picture = picture[::-1, ::-1]  # this camera is mounted upside down
+        empty = self._empty() if distractor is not None and distractor.needs_background else None
+        if camera == CAMERA:  # this camera is mounted upside down
+            picture, empty = picture[::-1, ::-1], None if empty is None else empty[::-1, ::-1]
         if self.supersample > 1:
             n, k = self.size, self.supersample
             picture = picture.reshape(n, k, n, k, 3).mean((1, 3)).round().astype(np.uint8)
+            empty = None if empty is None else empty.reshape(n, k, n, k).mean((1, 3))
+        if distractor is not None and empty is not None:
+            picture = distractor.compose(picture, empty)
         return np.ascontiguousarray(picture)
 
+    def _empty(self) -> np.ndarray:
+        """(side, side) bool: where the picture just drawn shows nothing. Read from its depth, so it costs no second
+        pass; MuJoCo counts depth from 0, infinitely far, to 1."""
+        import mujoco
+
+        side = self.size * self.supersample
+        depth = np.empty((side, side), np.float32)
+        mujoco.mjr_readPixels(None, depth, mujoco.MjrRect(0, 0, side, side), self._renderer._mjr_context)
+        return depth[::-1] == 0.0
+
     def close(self) -> None:
-        self._renderer.close()
+        """Free what the renderer holds. Its own OpenGL context must be current meanwhile: MuJoCo deletes buffers by
+        number in whichever context is, and would otherwise take those of another environment."""
+        inner = self._renderer
+        if inner._gl_context and inner._mjr_context:
+            inner._gl_context.make_current()
+            inner._mjr_context.free()
+            inner._mjr_context = None
+        inner.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_renderer"):
+            self.close()
 
 
 class MetaWorldEnv(gymnasium.Env):
@@ -98,7 +139,8 @@ class MetaWorldEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
     def __init__(self, task: str | Task, seed: int = 0, reward: str = "dense", episode_steps: int = 256,
-                 size: int = 64, sparse_interval: int = 128, goals: str = "fifty") -> None:
+                 size: int = 64, sparse_interval: int = 128, goals: str = "fifty",
+                 distraction: Distraction | None = None) -> None:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         self.task = get_task(task)
@@ -126,6 +168,8 @@ class MetaWorldEnv(gymnasium.Env):
         self._renderer: Renderer | None = None
         self._steps: int | None = None
         self.seed_goals(seed)
+        self._episode = episode_key(self._rng)
+        self.set_distraction(distraction)
 
     @property
     def _model(self) -> Any:
@@ -135,6 +179,14 @@ class MetaWorldEnv(gymnasium.Env):
     def data(self) -> Any:
         """MuJoCo's data of the current state."""
         return self._env.data
+
+    def set_distraction(self, distraction: Distraction | None) -> None:
+        """From now on draw pictures under `distraction`; None: as they are."""
+        self.distraction = distraction
+        self.distractor = None if distraction is None else distraction.begin(
+            self._model, self.size, CAMERA, np.array(CAMERA_FOCUS), BACKDROP)
+        if self.distractor is not None:
+            self.distractor.seek(self._episode, self._steps or 0)
 
     def seed_goals(self, seed: int) -> None:
         """Restart the generator that draws goals."""
@@ -158,6 +210,7 @@ class MetaWorldEnv(gymnasium.Env):
         if "goal" in options and not 0 <= int(options["goal"]) < GOALS:
             raise InputError(f"task {self.task.name!r} has no goal {options['goal']}; valid: 0 to {GOALS - 1}")
         env = self._env
+        self._episode = episode_key(self._rng)
         if self.goals == "any" and "goal" not in options:
             # Some tasks reject draws whose object lies too near the goal, and draw again: they must do it themselves.
             env._freeze_rand_vec, env.seeded_rand_vec = False, True
@@ -167,6 +220,8 @@ class MetaWorldEnv(gymnasium.Env):
             env._last_rand_vec = _goals(self.task.env_id)[int(options.get("goal", self._rng.integers(GOALS)))]
         observation, _ = env.reset()
         self._steps, self._any = 0, 0.0
+        if self.distractor is not None:
+            self.distractor.seek(self._episode, 0)
         return observation.astype(np.float32), {"success": 0.0, "success_any": 0.0}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -180,6 +235,8 @@ class MetaWorldEnv(gymnasium.Env):
             raise InputError(f"the action of step {self._steps} is not finite: {action.tolist()}")
         observation, dense, _, _, info = self._env.step(np.clip(action, -1, 1))
         self._steps += 1
+        if self.distractor is not None:
+            self.distractor.seek(self._episode, self._steps)
         self._any = max(self._any, float(info["success"]))
         paid = dense if self.reward == "dense" or self._steps % self.sparse_interval == 0 else 0.0
         info = {**info, "dense_reward": float(dense), "success_any": self._any}
@@ -189,14 +246,15 @@ class MetaWorldEnv(gymnasium.Env):
         """(size, size, 3) uint8 RGB of the current state."""
         if self._renderer is None:
             self._renderer = Renderer(self._model, self.size)
-        return self._renderer(self.data)
+        return self._renderer(self.data, distractor=self.distractor)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything a picture depends on within an episode. Restore with `set_state` in the same episode."""
         data = self.data
-        return {"qpos": data.qpos.copy(), "qvel": data.qvel.copy(), "mocap_pos": data.mocap_pos.copy(),
-                "mocap_quat": data.mocap_quat.copy(), "body_pos": self._model.body_pos.copy(),
-                "site_pos": self._model.site_pos.copy()}
+        state = {"qpos": data.qpos.copy(), "qvel": data.qvel.copy(), "mocap_pos": data.mocap_pos.copy(),
+                 "mocap_quat": data.mocap_quat.copy(), "body_pos": self._model.body_pos.copy(),
+                 "site_pos": self._model.site_pos.copy()}
+        return state if self.distractor is None else state | {"distraction": self.distractor.state()}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Put the simulator into a state that `get_state` gave (for rendering; the step count stays)."""
@@ -205,6 +263,8 @@ class MetaWorldEnv(gymnasium.Env):
         for name in ("qpos", "qvel", "mocap_pos", "mocap_quat"):
             getattr(self.data, name)[:] = state[name]
         self._model.body_pos[:], self._model.site_pos[:] = state["body_pos"], state["site_pos"]
+        if self.distractor is not None and "distraction" in state:
+            self.distractor.seek(*map(int, state["distraction"]))
         mujoco.mj_forward(self._model, self.data)
 
     def close(self) -> None:
@@ -214,12 +274,13 @@ class MetaWorldEnv(gymnasium.Env):
 
 
 def make_env(task: str | Task, seed: int = 0, reward: str = "dense", split: str = "train", episode_steps: int = 256,
-             size: int = 64, sparse_interval: int = 128, goals: str = "fifty") -> MetaWorldEnv:
+             size: int = 64, sparse_interval: int = 128, goals: str = "fifty",
+             distraction: Distraction | None = None) -> MetaWorldEnv:
     """The environment of a task. `split` keeps training and evaluation apart: the same seed gives other goal orders."""
     if split not in ("train", "eval"):
         raise unknown("split", split, ("train", "eval"))
     offset = {"train": 0, "eval": 1_000_003}[split]
-    return MetaWorldEnv(task, seed + offset, reward, episode_steps, size, sparse_interval, goals)
+    return MetaWorldEnv(task, seed + offset, reward, episode_steps, size, sparse_interval, goals, distraction)
 
 
 Policy = Callable[[np.ndarray], np.ndarray]
