@@ -46,7 +46,7 @@ class VideoConfig:
     text_heads: int = 4
     text_length: int = 48
     prediction_type: str = "v_prediction"
-    vae_steps: int = 8000
+    vae_steps: int = 6200
     vae_batch: int = 2
     vae_learning_rate: float = 2e-3
     pretrain_steps: int = 8000
@@ -83,7 +83,8 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class FBConfig:
-    """Forward-backward representation (Eq. 7-9). gamma < 1; `fb_targets` as printed ("goal") or sound ("buffer")."""
+    """Forward-backward representation (Eq. 7-9). gamma < 1; `fb_targets` as printed ("goal") or sound ("buffer");
+    `twin`: the two forward heads taken together by their "mean", or the smaller of them as printed ("min")."""
 
     dim: int = 32
     hidden: int = 256
@@ -93,6 +94,7 @@ class FBConfig:
     tau: float = 0.01
     orthonormality: float = 1.0
     fb_targets: str = "buffer"
+    twin: str = "mean"
     action_aware: bool = True
     next_action: str = "policy"
     goal_fraction: float = 0.5
@@ -232,7 +234,7 @@ PROFILES: dict[str, Profile] = {
                           lora_steps=20_000, lora_learning_rate=1e-4, batch=1, gradient_accumulation=8,
                           inference_steps=50, guidance=6.0),
         clip=ClipConfig(pretrained=("ViT-B-32", "laion2b_s34b_b79k"), image_size=224),
-        fb=FBConfig(dim=64, hidden=512, learning_rate=1e-4, tau=0.01, batch=1024, fb_targets="goal",
+        fb=FBConfig(dim=64, hidden=512, learning_rate=1e-4, tau=0.01, batch=1024, fb_targets="goal", twin="min",
                     encoder="dinov3", updates=100_000, exploration_steps=100_000),
         dreamer=DreamerConfig(observation="pixels", deter=512, hidden=512, units=512, categoricals=32, classes=32,
                               depth=32, batch=16, length=64, imagine_last=None, train_ratio=512.0, prefill=5000,
