@@ -29,6 +29,7 @@ from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from .distractions import Distraction, Distractor
+    from .suites import SuiteEnv
 
 REWARDS = ("dense", "sparse")
 CAMERA = "corner2"
@@ -62,10 +63,11 @@ class Renderer:
     """Renders a MuJoCo model off screen, `size` x `size` RGB, right side up.
 
     Pictures are drawn at twice the size and averaged 2x2: with multisampling off, thin objects would flicker.
-    Quality settings are fixed when the OpenGL context is made, hence set on the model before.
+    Quality settings are fixed when the OpenGL context is made, hence set on the model before. `sky` draws the model's
+    sky, where the suite's usual pictures have one; without, what is behind everything is black.
     """
 
-    def __init__(self, model: Any, size: int, supersample: int = 2) -> None:
+    def __init__(self, model: Any, size: int, supersample: int = 2, sky: bool = False) -> None:
         import mujoco
 
         model.vis.quality.shadowsize = 0
@@ -82,16 +84,19 @@ class Renderer:
             raise InputError(
                 f"no OpenGL: back end {os.environ.get('MUJOCO_GL')!r} does not start ({type(problem).__name__}: "
                 f"{problem}); install libosmesa6 (CPU) or set MUJOCO_GL=egl (GPU)".replace("\n", " ")) from None
-        for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
+        for flag in ("SHADOW", "REFLECTION", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        self._sky, self._sky_flag = sky, int(mujoco.mjtRndFlag.mjRND_SKYBOX)
 
     def __call__(self, data: Any, camera: str = CAMERA, distractor: Distractor | None = None) -> np.ndarray:
         """(size, size, 3) uint8 of the state in `data`."""
         self._renderer.update_scene(data, camera=camera)
+        filled = distractor is not None and distractor.needs_background
+        self._renderer.scene.flags[self._sky_flag] = self._sky and not filled
         if distractor is not None:
             distractor.change(self._renderer.scene, data)
         picture = self._renderer.render()
-        empty = self._empty() if distractor is not None and distractor.needs_background else None
+        empty = self._empty() if filled else None
         if camera == CAMERA:  # this camera is mounted upside down
             picture, empty = picture[::-1, ::-1], None if empty is None else empty[::-1, ::-1]
         if self.supersample > 1:
@@ -273,14 +278,26 @@ class MetaWorldEnv(gymnasium.Env):
             self._renderer = None
 
 
-def make_env(task: str | Task, seed: int = 0, reward: str = "dense", split: str = "train", episode_steps: int = 256,
-             size: int = 64, sparse_interval: int = 128, goals: str = "fifty",
-             distraction: Distraction | None = None) -> MetaWorldEnv:
-    """The environment of a task. `split` keeps training and evaluation apart: the same seed gives other goal orders."""
+def make_env(task: str | Task, seed: int = 0, reward: str = "dense", split: str = "train",
+             episode_steps: int | None = None, size: int = 64, sparse_interval: int = 128, goals: str | None = None,
+             distraction: Distraction | None = None) -> MetaWorldEnv | SuiteEnv:
+    """The environment of a task, of whichever suite.
+
+    split          keeps training and evaluation apart: the same seed gives other orders of goals
+    episode_steps  None: 256 on Meta-World, elsewhere the suite's own (see `suites`)
+    goals          "fifty" (fixed ones), "any", or None: fifty on Meta-World, any elsewhere, as these suites count
+    distraction    changes the pictures and nothing else (see `distractions`)
+    """
     if split not in ("train", "eval"):
         raise unknown("split", split, ("train", "eval"))
-    offset = {"train": 0, "eval": 1_000_003}[split]
-    return MetaWorldEnv(task, seed + offset, reward, episode_steps, size, sparse_interval, goals, distraction)
+    seed += {"train": 0, "eval": 1_000_003}[split]
+    task = get_task(task)
+    if task.suite != "metaworld":
+        from .suites import make_suite_env  # other suites build on this module and are not loaded where unused
+
+        return make_suite_env(task, seed, reward, episode_steps, size, sparse_interval, goals or "any", distraction)
+    return MetaWorldEnv(task, seed, reward, 256 if episode_steps is None else episode_steps, size, sparse_interval,
+                        goals or "fifty", distraction)
 
 
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -290,6 +307,8 @@ def expert_policy(task: str | Task) -> Policy:
     """Meta-World's scripted expert: (39,) observation -> (4,) action in [-1, 1]."""
     from metaworld.policies import ENV_POLICY_MAP
 
+    if get_task(task).suite != "metaworld":
+        raise InputError(f"task {get_task(task).name!r} has no scripted expert; only Meta-World's tasks have one")
     # Its experts ask for more than the action space allows and are clipped, below as in the environment.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
     policy = ENV_POLICY_MAP[get_task(task).env_id]()
@@ -300,13 +319,13 @@ def expert_policy(task: str | Task) -> Policy:
     return act
 
 
-def random_policy(rng: np.random.Generator, hold: int = 5) -> Policy:
-    """Uniform actions, each held for `hold` steps so that the arm gets somewhere."""
+def random_policy(rng: np.random.Generator, hold: int = 5, actions: int = 4) -> Policy:
+    """Uniform actions, `actions` numbers, each held for `hold` steps so that the arm gets somewhere."""
     state: dict[str, Any] = {"left": 0}
 
     def act(observation: np.ndarray) -> np.ndarray:
         if state["left"] == 0:
-            state.update(action=rng.uniform(-1, 1, 4).astype(np.float32), left=hold)
+            state.update(action=rng.uniform(-1, 1, actions).astype(np.float32), left=hold)
         state["left"] -= 1
         return state["action"]
 
