@@ -269,7 +269,7 @@ class Distractor:
         bodies = [model.body(name).id for name in backdrop]
         self._hidden = planes | np.isin(model.geom_bodyid, bodies)
         self._floor = float(model.geom_pos[planes, 2].min()) if planes.any() else -np.inf
-        self._geom = int(mujoco.mjtObj.mjOBJ_GEOM)
+        self._geom, self._nothing = int(mujoco.mjtObj.mjOBJ_GEOM), int(mujoco.mjtGeom.mjGEOM_NONE)
         # one slot a material, or a colour where there is no material
         slots: dict[Any, int] = {}
         own: list[np.ndarray] = []
@@ -324,7 +324,7 @@ class Distractor:
             if colours is not None:
                 drawn.rgba[:3] = colours[self._slot[drawn.objid]]
             if self.needs_background and self._hidden[drawn.objid]:
-                drawn.rgba[3] = 0.0  # not drawn at all
+                drawn.type = self._nothing
 
     def compose(self, picture: np.ndarray, empty: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8: the background where nothing was drawn.

@@ -22,6 +22,8 @@ them from the user, or from a trained agent.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -257,7 +259,8 @@ class AdroitDoorEnv(SuiteEnv):
     def __init__(self, task: str | Task = "door", seed: int = 0, reward: str = "dense",
                  episode_steps: int | None = None, size: int = 64, sparse_interval: int = 128, goals: str = "any",
                  distraction: Distraction | None = None) -> None:
-        from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
+        with contextlib.redirect_stderr(io.StringIO()):  # its notice about the sign of the reward, put right below
+            from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
 
         self._env = AdroitHandDoorEnv()
         self._model.cam_pos[self._model.camera(self.camera).id] = DOOR_CAMERA_POSITION
