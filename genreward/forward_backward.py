@@ -47,10 +47,12 @@ from .profiles import FBConfig
 
 FB_TARGETS = ("buffer", "goal")
 NEXT_ACTIONS = ("policy", "replay")
+TWINS = ("mean", "min")
 LOSS_TERMS = ("fb_offdiagonal", "fb_diagonal", "orthonormality", "policy", "total")
 FORMAT = "genreward.forward_backward.v1"
 # How long to train says nothing about what the networks are: a run may be resumed for longer.
 _NOT_PART_OF_THE_MODEL = ("updates", "exploration_steps")
+_BEFORE = {"twin": "min"}  # how files trained before it could be chosen were
 _LIMIT = 10.0
 
 Array = np.ndarray | torch.Tensor
@@ -168,7 +170,7 @@ def fb_terms(measure: torch.Tensor, target: torch.Tensor, gamma: float | torch.T
     """The two terms of the FB loss with `fb_targets="buffer"`, summed over the two forward heads.
 
     measure  (2, N, N): F(s_i, a_i, z_i)^T B(s'_j) of either head
-    target   (N, N): the smaller of the two target heads at (s'_i, a'_i, z_i), not yet discounted
+    target   (N, N): the two target heads at (s'_i, a'_i, z_i) taken together, not yet discounted
     gamma    the discount, or (N, 1) with 0 where an episode truly ended
 
     Returns (1/2 mean_{i != j} (M - gamma target)^2, - mean_i M_ii). Column i is the pair's own next state: there the
@@ -298,14 +300,14 @@ class ForwardBackward:
 
     @torch.no_grad()
     def successor_measure(self, features: Array, actions: Array, z: Array, next_features: Array) -> np.ndarray:
-        """M(s_i, a_i, s'_j) of Eq. 7, the smaller of the twin heads: (N, D), (N, A), z, (M, D) -> (N, M).
+        """M(s_i, a_i, s'_j) of Eq. 7, the twin heads together: (N, D), (N, A), z, (M, D) -> (N, M).
 
         A density with respect to the replay's next states (see the module's head): its mean over draws of s' from the
         replay is near 1/(1-gamma). Multiplied by (1-gamma) rho(s') it is a probability.
         """
         forward = torch.from_numpy(self.forward_map(features, actions, z)).to(self.device)
         backward = self._b(self._features(next_features, "next features"))
-        return _numpy((forward @ backward.T).amin(0))
+        return _numpy(self._together(forward @ backward.T))
 
     def reward(self, features: Array, actions: Array, goal_features: Array) -> np.ndarray:
         """Eq. 9, r_FB(s, a, I*) = F(s, a, z*)^T B(psi(I*)): (N, D), (N, A), goal (D,) -> (N,) float32.
@@ -377,10 +379,10 @@ class ForwardBackward:
             target_backward = self.targets["backward_net"](seen)
         forward, backward = forward_net(scaled, actions, z), backward_net(seen)
         if config.fb_targets == "buffer":
-            target = (target_forward @ target_backward.T).amin(0)
+            target = self._together(target_forward @ target_backward.T)
             offdiagonal, diagonal = fb_terms(forward @ backward.T, target, discount)
         else:
-            target = (target_forward * target_backward).sum(-1).amin(0)
+            target = self._together((target_forward * target_backward).sum(-1))
             scalar = discount if isinstance(discount, float) else discount[:, 0]
             offdiagonal, diagonal = fb_terms_goal((forward * backward).sum(-1), target, scalar)
         orthonormality = orthonormality_loss(backward)
@@ -442,13 +444,17 @@ class ForwardBackward:
     # ---- keeping
 
     def state_dict(self, resume: bool = True) -> dict[str, Any]:
-        """Everything: networks, scaling, and with `resume` targets, optimisers and random state for an exact resume."""
+        """Networks and scaling; with `resume` also targets, optimisers and random state for an exact resume, without it
+        the weights as float16, a quarter of a percent of the reward's spread away at most."""
         state = {"format": FORMAT, "feature_dim": self.feature_dim, "action_dim": self.action_dim,
                  "config": asdict(self.config), "seed": self.seed, "updates": self.updates,
                  "frozen": self.frozen or not resume, "networks": self.networks.state_dict()}
         if resume:
             state.update(targets=self.targets.state_dict(), fb_optimiser=self.fb_optimiser.state_dict(),
                          policy_optimiser=self.policy_optimiser.state_dict(), generator=self.generator.get_state())
+        else:
+            state["networks"] = {name: value.half() if value.is_floating_point() and not name.startswith("scaler.")
+                                 else value for name, value in state["networks"].items()}
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -456,7 +462,7 @@ class ForwardBackward:
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise InputError(f"not a forward-backward state of format {FORMAT}")
         mine = {"feature_dim": self.feature_dim, "action_dim": self.action_dim, **asdict(self.config)}
-        theirs = {"feature_dim": state["feature_dim"], "action_dim": state["action_dim"], **state["config"]}
+        theirs = {"feature_dim": state["feature_dim"], "action_dim": state["action_dim"], **_BEFORE, **state["config"]}
         different = [f"{key} {theirs.get(key)!r} instead of {mine.get(key)!r}" for key in sorted(mine | theirs)
                      if theirs.get(key) != mine.get(key) and key not in _NOT_PART_OF_THE_MODEL]
         if different:
@@ -488,7 +494,7 @@ class ForwardBackward:
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise InputError(f"{path} is not a forward-backward model of format {FORMAT}")
         try:
-            saved = FBConfig(**state["config"])
+            saved = FBConfig(**{**_BEFORE, **state["config"]})
         except TypeError as problem:
             raise InputError(f"{path} has a configuration of another version ({problem})") from None
         model = cls(state["feature_dim"], state["action_dim"], config or saved, state["seed"], device)
@@ -506,6 +512,10 @@ class ForwardBackward:
 
     def _b(self, features: torch.Tensor) -> torch.Tensor:
         return self.networks["backward_net"](self.scaler(features))
+
+    def _together(self, measures: torch.Tensor) -> torch.Tensor:
+        """One M out of the twin heads' (2, ...)."""
+        return measures.mean(0) if self.config.twin == "mean" else measures.amin(0)
 
     def _normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.device)
@@ -549,6 +559,8 @@ def _check_config(config: FBConfig) -> None:
         raise errors.unknown("fb_targets", config.fb_targets, FB_TARGETS)
     if config.next_action not in NEXT_ACTIONS:
         raise errors.unknown("next_action", config.next_action, NEXT_ACTIONS)
+    if config.twin not in TWINS:
+        raise errors.unknown("twin", config.twin, TWINS)
     for name in ("dim", "hidden"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -732,8 +744,9 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
     explorer     rng -> policy, e.g. `near_object_policy`; by default `envs.exploration_policy` for Meta-World's
                  observations (39,) and `held_actions` elsewhere
 
-    Returns features, next_features (steps, D) float32, actions (steps, A) float32, dones (steps,) bool (terminated) and
-    episodes (steps,) int64, the number of the episode that a row is from.
+    Returns features, next_features (steps, D) float32, next_states (steps, S) float32 (`state_features`, for measuring:
+    nothing learns from them), actions (steps, A) float32, dones (steps,) bool (terminated) and episodes (steps,) int64,
+    the number of the episode that a row is from.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
@@ -746,24 +759,26 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
     else:
         policy = held_actions(rng, int(np.prod(env.action_space.shape)))
     parts: dict[str, list[np.ndarray]] = {key: [] for key in
-                                          ("features", "next_features", "actions", "dones", "episodes")}
+                                          ("features", "next_features", "next_states", "actions", "dones", "episodes")}
     collected, episode = 0, 0
     bar = tqdm(total=steps, desc="exploration", disable=not progress)
     try:
         while collected < steps:
             observation, _ = env.reset(seed=int(seed)) if episode == 0 else env.reset()
             views = [env.render() if encoder is not None else state_features(observation)]
-            actions, dones, over = [], [], False
+            states, actions, dones, over = [], [], [], False
             while not over and collected + len(actions) < steps:
                 action = policy(observation)
                 observation, _, terminated, truncated, _ = env.step(action)
-                views.append(env.render() if encoder is not None else state_features(observation))
+                states.append(state_features(observation))
+                views.append(env.render() if encoder is not None else states[-1])
                 actions.append(action)
                 dones.append(bool(terminated))
                 over = terminated or truncated
             features = encoder.encode(np.stack(views)) if encoder is not None else np.stack(views)
             parts["features"].append(features[:-1])
             parts["next_features"].append(features[1:])
+            parts["next_states"].append(np.stack(states))
             parts["actions"].append(np.stack(actions))
             parts["dones"].append(np.asarray(dones))
             parts["episodes"].append(np.full(len(actions), episode))

@@ -126,13 +126,14 @@ def make_goals(profile: Profile) -> None:
 
     where = profiles.paths(profile)
     model, scorer = load_video_model(profile), load_scorer(profile)
-    for name in sorted({*PAPER_TASKS, *profile.run.tasks}):
+    for name in sorted({*PAPER_TASKS, *fb_tasks(profile)}):
         if (where.goals / name / "goal.json").is_file():
             continue
         task = get_task(name)
         goal = generate_goal(model, scorer, first_frame(name, model.image_size), task.prompt, task.paraphrases,
                              seed=START_SEED, steps=profile.video.inference_steps, guidance=profile.video.guidance,
-                             provenance={"task": name, "video_model": "held-out", "start_seed": START_SEED})
+                             provenance={"task": name, "start_seed": START_SEED,
+                                         "video_model": "held-out" if name in PAPER_TASKS else "trained on this task"})
         goal.save(where.goals / name)
 
 
@@ -143,40 +144,70 @@ def make_generation(profile: Profile) -> None:
     measure_generation(load_video_model(profile), profile, profile.data.test_episodes)
 
 
-def make_fb(profile: Profile) -> None:
-    """F, B and pi_z of each task from task-free exploration ("buffer" targets), with psi's principal axes and the
-    normaliser of the frame-level reward."""
+def exploration(profile: Profile, task: str, encoder: object | None = None) -> dict[str, np.ndarray]:
+    """The task-free experience that F and B learn from, with psi of its pictures, or state features without `encoder`.
+    Kept under build/; collected anew where it is not there, or was seen with another psi."""
+    from .forward_backward import collect_exploration, near_object_policy
+
+    size, steps = profile.image_size, profile.fb.exploration_steps
+    seen = "state" if encoder is None else f"{encoder.name}-{files.digest(encoder.pca.axes, encoder.source)}"
+    path = profiles.paths(profile).build / "exploration" / f"{task}-{seen}-{steps}.npz"
+    if not path.is_file():
+        replay = collect_exploration(lambda seed: envs.make_env(task, seed=seed, size=size), steps, EXPLORATION_SEED,
+                                     encoder, near_object_policy)
+        with files.atomic_path(path) as temporary:
+            np.savez(temporary, **replay)
+    with np.load(path) as kept:
+        return {name: kept[name] for name in kept.files}
+
+
+def load_encoder(profile: str | Profile) -> object:
+    """psi with the principal axes that F and B of all tasks share."""
     from .encoders import get_encoder
-    from .forward_backward import ForwardBackward, collect_exploration, near_object_policy, train_fb
+
+    profile = profiles.get_profile(profile)
+    # the unadapted model: the LoRA is in the transformer, psi uses the VAE alone
+    return get_encoder(profile.fb.encoder, video_model=load_video_model(profile, lora=False),
+                       components=profile.fb.components, pca=profiles.paths(profile).psi)
+
+
+def fb_tasks(profile: Profile) -> tuple[str, ...]:
+    """The tasks that F and B are trained for."""
+    return tuple(dict.fromkeys((*profile.run.tasks, *profile.run.fb_tasks)))
+
+
+def make_fb(profile: Profile) -> None:
+    """F, B and pi_z of each task from task-free exploration ("buffer" targets), psi's principal axes, shared by all
+    tasks, and the normaliser of the frame-level reward."""
+    from .encoders import get_encoder
+    from .forward_backward import ForwardBackward, near_object_policy, train_fb
     from .goals import Goal
     from .rewards import make_reward
-    from .video_model import VideoModel
 
     where = profiles.paths(profile)
-    # the unadapted model: the LoRA is in the transformer, psi uses the VAE alone
-    model = VideoModel.load(where.video_model, device=profile.device)
-    for name in profile.run.tasks:
+    if not where.psi.is_file():
+        encoder = get_encoder(profile.fb.encoder, video_model=load_video_model(profile, lora=False),
+                              components=profile.fb.components)
+        rng, frames = np.random.default_rng(EXPLORATION_SEED), []
+        episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(fb_tasks(profile))))
+        for name in fb_tasks(profile):
+            env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.image_size)
+            frames += [envs.rollout(env, near_object_policy(rng), steps=128).frames for _ in range(episodes)]
+            env.close()
+        encoder.fit(np.concatenate(frames)).save(where.psi, np.float16)
+    encoder = load_encoder(profile)
+    for name in fb_tasks(profile):
         if (where.fb / f"{name}-normaliser.json").is_file():
             continue
-        goal = Goal.load(where.goals / name)
-        encoder = get_encoder(profile.fb.encoder, video_model=model, components=profile.fb.components)
-        env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=model.image_size)
-        rng = np.random.default_rng(EXPLORATION_SEED)
-        frames = []
-        while sum(map(len, frames)) < min(ENCODER_FRAMES, profile.fb.exploration_steps):
-            frames.append(envs.rollout(env, near_object_policy(rng), steps=128).frames)
-        env.close()
-        encoder.fit(np.concatenate(frames)).save(where.fb / f"{name}-encoder.npz")
-        replay = collect_exploration(
-            lambda seed, name=name: envs.make_env(name, seed=seed, size=model.image_size),
-            profile.fb.exploration_steps, EXPLORATION_SEED, encoder)
-        fb = ForwardBackward(encoder.dim, 4, replace(profile.fb, fb_targets="buffer"), seed=0, device=profile.device)
+        replay = exploration(profile, name, encoder)
+        config = replace(profile.fb, fb_targets="buffer")
+        fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], config, seed=0, device=profile.device)
         log = train_fb(fb, replay)
-        fb.freeze()
         fb.save(where.fb / f"{name}.pt", resume=False)
         with files.atomic_path(where.fb / f"{name}-training.csv") as temporary:
-            log.to_csv(temporary, index=False)
-        sound = make_reward("genreward_sound", {"goal": goal, "fb": fb, "encoder": encoder})
+            log.to_csv(temporary, index=False, float_format="%.6g")
+        fb = ForwardBackward.load(where.fb / f"{name}.pt", device=profile.device)
+        sound = make_reward("genreward_sound", {"goal": Goal.load(where.goals / name), "fb": fb, "encoder": encoder})
         sound.fit_normaliser(replay["features"], replay["actions"])
         files.write_json(where.fb / f"{name}-normaliser.json", sound.state_dict())
 
@@ -224,11 +255,11 @@ def missing(stage: str, profile: Profile) -> bool:
     if stage == "scorer":
         return profile.clip.pretrained is None and not where.scorer.is_dir()
     if stage == "goals":
-        return any(not (where.goals / name / "goal.json").is_file() for name in (*PAPER_TASKS, *profile.run.tasks))
+        return any(not (where.goals / name / "goal.json").is_file() for name in (*PAPER_TASKS, *fb_tasks(profile)))
     if stage == "generation":
         return not (where.results / "generation.csv").is_file()
     if stage == "fb":
-        return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in profile.run.tasks)
+        return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in fb_tasks(profile))
     return True  # each run decides for itself
 
 

@@ -50,7 +50,7 @@ class VideoConfig:
     vae_batch: int = 2
     vae_learning_rate: float = 2e-3
     pretrain_steps: int = 8000
-    batch: int = 8
+    batch: int = 16
     learning_rate: float = 8e-4
     lora_rank: int = 16
     lora_steps: int = 800
@@ -167,6 +167,7 @@ class RunConfig:
     sac_steps: int = 20_480
     dreamer_steps: int = 10_240
     tasks: tuple[str, ...] = ("pick-place",)
+    fb_tasks: tuple[str, ...] = ("pick-place", "reach", "drawer-close")  # that F and B are trained for, `tasks` besides
     methods: tuple[str, ...] = ("dense", "sparse", "genreward", "genreward_sound")
     agents: tuple[str, ...] = ("sac", "dreamer")
     evaluate_every: int = 5120
@@ -208,8 +209,8 @@ PROFILES: dict[str, Profile] = {
         sac=SACConfig(hidden=(32, 32), learning_starts=128, buffer_size=2000, batch=32),
         dreamer=DreamerConfig(deter=64, hidden=32, units=32, categoricals=4, classes=4, layers=1, blocks=4, batch=4,
                               length=8, imagine_last=4, horizon=5, train_ratio=1.0, prefill=128, warmup=5),
-        run=RunConfig(sac_steps=768, dreamer_steps=512, evaluate_every=256, evaluation_episodes=1, seeds=1,
-                      fb_train_until=512, prefill=128),
+        run=RunConfig(fb_tasks=("pick-place",), sac_steps=768, dreamer_steps=512, evaluate_every=256,
+                      evaluation_episodes=1, seeds=1, fb_train_until=512, prefill=128),
     ),
     "laptop": _LAPTOP,
     "gpu": replace(
@@ -292,6 +293,11 @@ class Paths:
     @property
     def fb(self) -> Path:
         return self.weights / "fb"
+
+    @property
+    def psi(self) -> Path:
+        """Principal axes of the encoder that F and B of all tasks share."""
+        return self.fb / "encoder.npz"
 
     @property
     def goals(self) -> Path:

@@ -58,7 +58,7 @@ def train(method, agent="sac", **changes):
     """One tiny run below the present project root, with stand-ins for the trained models."""
     where = profiles.paths("tiny")
     for path in (where.goals / "reach" / "goal.json", where.video_model / "model_index.json",
-                 where.fb / "reach-encoder.npz"):
+                 where.psi):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a stand-in")
     parts = stub_parts() if "goal" in training.METHODS[method].needs else {}
