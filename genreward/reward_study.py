@@ -15,306 +15,717 @@ can be added and made anew one at a time, by several processes; every number of 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import argparse
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from . import demos, envs, errors, files, profiles
+from . import demos, envs, errors, files, profiles, results
+from .encoders import get_encoder
 from .errors import InputError
+from .forward_backward import ForwardBackward, collect_exploration, near_object_policy, train_fb
+from .goals import Goal
 from .profiles import Profile
-from .tasks import PAPER_TASKS, Task, get_task
-from .trajectory import Trajectory
+from .reward_episodes import (
+    KINDS,
+    get_config,
+    identity,
+    load_episodes,
+    load_trajectories,
+    order_of,
+    record,
+    results_folder,
+    study_folder,
+)
+from .reward_metrics import METRICS, QUALITY_COLUMNS, REMEDIES, episode_scores, printed, quality_of
+from .rewards import RewardModel, make_reward, mean_latent
+from .rewards import table1 as properties_table
+from .study import selection_hits
+from .tasks import get_task
+from .trajectory import uniform_indices
 
-OUTCOMES = demos.KINDS  # expert, failure, half, random
-LOOKS = ("camera", "colour", "background")  # the expert's success, drawn in another way
-FAKES = ("missing", "displaced")  # the expert's motion without its effect: the object is invisible, or lies elsewhere
-KINDS = (*OUTCOMES, *LOOKS, *FAKES)
+# ---- the models
+
+
+class Memo:
+    """Stands in for a model whose `encode` is dear and is asked for the same frames by several rewards.
+
+    Everything else is passed on. `saved` counts the processor seconds that repeated questions would have cost, so that
+    a reward's time can be told as if it had asked alone.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.kept, self.saved = inner, {}, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def encode(self, frames: np.ndarray) -> Any:
+        """`inner.encode(frames)`, computed once until `forget`."""
+        frames = np.ascontiguousarray(frames)
+        key = (frames.shape, hashlib.blake2b(frames.data, digest_size=16).digest())
+        if key in self.kept:
+            value, seconds = self.kept[key]
+            self.saved += seconds
+            return value
+        began = time.process_time()
+        value = self.inner.encode(frames)
+        self.kept[key] = (value, time.process_time() - began)
+        return value
+
+    def forget(self) -> None:
+        """Drop what is kept: between two episodes."""
+        self.kept.clear()
+
+
+class Parts:
+    """What reward models are made from, loaded when it is first asked for."""
+
+    def __init__(self, profile: str | Profile) -> None:
+        self.profile = profiles.get_profile(profile)
+        self.where, self.config = profiles.paths(self.profile), get_config(self.profile)
+        self.memos: list[Memo] = []
+
+    def _memo(self, model: Any) -> Memo:
+        self.memos.append(Memo(model))
+        return self.memos[-1]
+
+    @functools.cached_property
+    def plain_video_model(self) -> Any:
+        """The video model with its LoRA: what generates and what its diffusion is asked."""
+        from .pipeline import load_video_model
+
+        return load_video_model(self.profile)
+
+    @functools.cached_property
+    def video_model(self) -> Memo:
+        """Its VAE, which the LoRA leaves alone, with a memory."""
+        return self._memo(self.plain_video_model)
+
+    @functools.cached_property
+    def scorer(self) -> Any:
+        from .pipeline import load_scorer
+
+        return load_scorer(self.profile)
+
+    @functools.cache  # noqa: B019  (one object a call of the command line)
+    def goal(self, task: str) -> Goal:
+        """The generated goal of a task."""
+        return Goal.load(self.where.goals / task)
+
+    @functools.cache  # noqa: B019
+    def demonstration(self, task: str) -> Goal:
+        """A goal cut from a training demonstration of the task, at a start that is not in the study."""
+        clips = demos.VideoFolder(self.where.in_domain_demos, task=task, kind="expert")
+        video = clips.frames(0, self.profile.video.num_frames, self.profile.video.image_size)
+        words = get_task(task)
+        return Goal(words.prompt, words.paraphrases, video, np.zeros(len(video)), len(video) - 1, "last",
+                    "demonstration", {"file": clips.clips[0]["file_name"]})
+
+    @functools.cached_property
+    def mean_latent(self) -> np.ndarray:
+        """The mean latent of 64 training clips of other tasks than the evaluated ones."""
+        clips = demos.VideoFolder(self.where.demos, split="train", kind="expert")
+        chosen = np.unique(uniform_indices(len(clips), min(64, len(clips))))
+        return mean_latent(self.plain_video_model, np.stack([
+            clips.frames(int(i), self.profile.video.num_frames, self.profile.video.image_size) for i in chosen]))
+
+    @functools.cache  # noqa: B019
+    def encoder(self, task: str) -> Memo:
+        """psi of the study's F and B."""
+        encoder = get_encoder(self.profile.fb.encoder, video_model=self.plain_video_model,
+                              components=self.profile.fb.components, pca=_fb_file(self.profile, task, "encoder.npz"))
+        return self._memo(encoder)
+
+    @functools.cache  # noqa: B019
+    def fb(self, task: str, variant: str) -> ForwardBackward:
+        """F, B of a variant of `FB_VARIANTS`, frozen."""
+        fb = ForwardBackward.load(_fb_file(self.profile, task, f"{variant}.pt"), device=self.profile.device)
+        fb.freeze()
+        return fb
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """The size of the study.
+class Entry:
+    """A model of the study: how it is made, and the files that it needs.
 
-    starts    of the task's 50 starts, each giving one episode of every outcome (fewer where a task has not as many)
-    pairs     of these starts, give the drawn-otherwise and the faked episodes too
-    stride    environment steps between two steps of a scored trajectory
-    interval  scored steps between two payments of the models that compare whole clips
-    seed      of starts and noise; the demonstrations that models learn from have seeds 1 to 3 and starts of their own
+    reward  the registered reward behind it
+    make    (parts, task) -> the model
+    needs   (paths, task) -> (file or folder, the command that makes it) pairs
+    group   "environment", "control", "published" or "genreward", for tables and figures
     """
 
-    tasks: tuple[str, ...] = PAPER_TASKS
-    starts: int = 30
-    pairs: int = 8
-    stride: int = 4
-    interval: int = 4
-    seed: int = 2512
-    tries: int = 3
+    reward: str
+    make: Callable[[Parts, str], RewardModel]
+    needs: Callable[[profiles.Paths, str], list[tuple[Path, str]]] = lambda where, task: []
+    group: str = "published"
 
 
-_CONFIGS = {"smoke": StudyConfig(tasks=("pick-place", "shelf-place"), starts=2, pairs=1, stride=8)}
+FB_VARIANTS = {"goal": ("goal", True), "buffer": ("buffer", True), "goal_no_action": ("goal", False),
+               "buffer_no_action": ("buffer", False)}
 
 
-def get_config(profile: str | Profile) -> StudyConfig:
-    """The study of a profile: small at smoke, the same for all others."""
-    return _CONFIGS.get(profiles.get_profile(profile).name, StudyConfig())
+def _fb_file(profile: str | Profile, task: str, name: str) -> Path:
+    return study_folder(profile) / "fb" / f"{task}-{name}"
 
 
-# ---- how far an episode got, by the simulator
-
-HELD = 0.05  # metres between the hand's position and that of an object in its grip
-REACHED = {"bin-picking": 0.05}  # metres from the goal that count as success
-REACHED_ELSEWHERE = 0.07
-HAND_TASKS = ("reach", "reach-wall")  # the hand itself is to be brought to the goal
-REACH_SHARE = 1 / 3  # of all progress is made when the object is in the grip and has not been moved
+def _stage(where: profiles.Paths, stage: str) -> str:
+    return f"python -m genreward.pipeline --profile {where.results.name} --only {stage}"
 
 
-def progress(task: str | Task, states: np.ndarray, success: np.ndarray) -> np.ndarray:
-    """(T+1,) float64 in [0, 1]: how far the task has got in every state of an episode, by the simulator.
-
-    states (T+1, 39), success (T,) after each step. With reach, the share of the hand's way to the object, and carry,
-    the share of the object's way to the goal that is behind it (both 0 at the start, cut to [0, 1]),
-    `progress = s max(reach, carry) + (1 - s) carry`, s = 1/3; 1 wherever the state counts as success. It rises with
-    each of the two and falls again when the object is lost. Disassemble asks for height only, so carry is height there.
-    """
-    task = get_task(task)
-    states = np.asarray(states, np.float64)
-    if states.ndim != 2 or states.shape[1] != 39 or len(states) != len(success) + 1:
-        raise InputError(f"progress needs Meta-World states (T+1, 39) and success (T,), got {states.shape} and "
-                         f"{np.shape(success)}")
-    hand, thing, goal = states[:, :3], states[:, 4:7], states[:, -3:]
-    reached = REACHED.get(task.name, REACHED_ELSEWHERE)
-    if task.name in HAND_TASKS:
-        reach = carry = _way(np.linalg.norm(hand - goal, axis=1), reached)
-    else:
-        reach = _way(np.linalg.norm(hand - thing, axis=1), HELD)
-        carry = (_way(goal[:, 2] - thing[:, 2], 0.0) if task.name == "disassemble"
-                 else _way(np.linalg.norm(thing - goal, axis=1), reached))
-    far = REACH_SHARE * np.maximum(reach, carry) + (1 - REACH_SHARE) * carry
-    far[1:][np.asarray(success, bool)] = 1.0
-    return far
+def _needs_goal(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+    return [(where.goals / task / name, _stage(where, "goals")) for name in ("goal.json", "frames.npz")]
 
 
-def _way(left: np.ndarray, enough: float) -> np.ndarray:
-    """The share of a way that is behind, given what is left of it: 0 at the start, 1 where `enough` or less is left."""
-    whole = left[0] - enough
-    if whole <= 1e-6:
-        return (left <= enough).astype(float)
-    return np.clip(1 - (left - enough) / whole, 0, 1)
+def _needs_video(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+    from_hub = profiles.get_profile(where.results.name).video.pretrained is not None
+    vae = [] if from_hub else [(where.video_model / "vae", _stage(where, "video_model"))]
+    return [*vae, *_needs_goal(where, task)]
 
 
-# ---- episodes that separate looks from function
+def _needs_fb(*variants: str) -> Callable[[profiles.Paths, str], list[tuple[Path, str]]]:
+    def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+        command = f"python -m genreward.reward_study fb --profile {where.results.name} --tasks {task}"
+        return [*_needs_video(where, task), *((where.build / "study" / "fb" / f"{task}-{name}", command)
+                                              for name in ("encoder.npz", *(f"{one}.pt" for one in variants)))]
+    return needs
 
 
-def _object(env: envs.MetaWorldEnv) -> int:
-    """The body of the object that the task is about: the one on a free joint. InputError for a task without one."""
-    import mujoco
-
-    model = env._model
-    free = [int(model.jnt_bodyid[joint]) for joint in range(model.njnt)
-            if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE]
-    if not free:
-        raise InputError(f"task {env.task.name!r} has no loose object that could be missing")
-    return free[0]
+def _pixels(**settings: Any) -> Entry:
+    return Entry("pixel_cosine", lambda parts, task: make_reward(
+        "pixel_cosine", {"goal": parts.goal(task)}, num_frames=parts.profile.video.num_frames, alpha=1.0,
+        interval=parts.config.interval, **settings), _needs_goal, "control")
 
 
-def replay_displaced(env: envs.MetaWorldEnv, start: int, actions: np.ndarray, rng: np.random.Generator
-                     ) -> tuple[Trajectory, list[dict[str, np.ndarray]]]:
-    """Another episode's actions (T, 4) from the same start, with the object put 12 to 18 cm away beforehand: the same
-    motion of the arm without its effect. Rewards, success and states are the simulator's own."""
-    import mujoco
+def _video(centring: str, oracle: bool = False) -> Entry:
+    def make(parts: Parts, task: str) -> RewardModel:
+        goal = parts.demonstration(task) if oracle else parts.goal(task)
+        mean = parts.mean_latent if centring == "mean" else None
+        return make_reward("genreward_video", {"goal": goal, "video_model": parts.video_model}, alpha=1.0,
+                           interval=parts.config.interval, centring=centring, mean_latent=mean)
 
-    env.reset(options={"goal": start})
-    model, data = env._model, env.data
-    at = int(model.jnt_qposadr[model.body_jntadr[_object(env)]])
-    angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.18)
-    data.qpos[at:at + 3] += (radius * np.cos(angle), radius * np.sin(angle), 0.08)  # above any rim, then it falls
-    for _ in range(300):  # 0.75 s: it comes to rest; the arm is held by its mocap body
-        mujoco.mj_step(model, data)
-    observation = env._env._get_obs().astype(np.float32)
-    states, rewards, success, snapshots = [observation], [], [], [env.get_state()]
-    for action in actions:
-        observation, _, _, _, info = env.step(action)
-        states.append(observation)
-        rewards.append(info["dense_reward"])
-        success.append(info["success"] > 0)
-        snapshots.append(env.get_state())
-    return Trajectory(env.task.name, np.stack(states), np.asarray(actions, np.float32),
-                      np.asarray(rewards, np.float32), np.asarray(success, bool)), snapshots
+    def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+        more = {"mean": [(where.demos / "metadata.jsonl", f"python -m genreward.demos --profile {where.results.name}")]}
+        real = [(where.in_domain_demos / "metadata.jsonl",
+                 f"python -m genreward.demos --profile {where.results.name} --in-domain")]
+        return [*_needs_video(where, task), *more.get(centring, []), *(real if oracle else [])]
+    return Entry("genreward_video", make, needs, "genreward")
 
 
-_SCENERY = ("world", "tablelink", "RetainingWall")
-_MODEL_FIELDS = ("cam_pos", "cam_fovy", "geom_rgba", "geom_matid", "geom_group", "site_group", "mat_rgba")
+def _frame(variant: str) -> Entry:
+    return Entry("genreward_frame", lambda parts, task: make_reward(
+        "genreward_frame", {"goal": parts.goal(task), "fb": parts.fb(task, variant), "encoder": parts.encoder(task)},
+        beta=1.0, interval=1, frame_paid="every_step"), _needs_fb(variant), "genreward")
 
 
-@contextlib.contextmanager
-def drawn_as(env: envs.MetaWorldEnv, look: str, rng: np.random.Generator) -> Iterator[None]:
-    """Within this block the environment's pictures are drawn otherwise; physics and states are not touched.
-
-    "camera": moved by 5 to 10 cm, zoomed by up to a tenth; "colour": arm, object and everything loose tinted anew;
-    "background": floor, table and walls in plain colours; "missing": the object is not drawn; "displaced" and the
-    outcomes' names: as always.
-    """
-    import mujoco
-
-    if look not in KINDS:
-        raise errors.unknown("look", look, KINDS)
-    model = env._model
-    kept = {name: getattr(model, name).copy() for name in _MODEL_FIELDS}
-    try:
-        scenery = np.array([model.body(body).name in _SCENERY for body in model.geom_bodyid])
-        if look == "camera":
-            camera = model.camera(envs.CAMERA).id
-            shift = rng.normal(size=3)
-            model.cam_pos[camera] += rng.uniform(0.05, 0.10) * shift / np.linalg.norm(shift)
-            model.cam_fovy[camera] *= rng.uniform(0.95, 1.10)
-        elif look == "colour":
-            materials = np.unique(model.geom_matid[~scenery & (model.geom_matid >= 0)])
-            plain = ~scenery & (model.geom_matid < 0)
-            for rgba, rows in ((model.mat_rgba, materials), (model.geom_rgba, np.flatnonzero(plain))):
-                rgba[rows, :3] = np.clip(rgba[rows, :3] * rng.uniform(0.3, 1.7, (len(rows), 3))
-                                         + rng.uniform(0, 0.2, (len(rows), 3)), 0, 1)
-        elif look == "background":
-            model.geom_matid[scenery] = -1
-            for body in np.unique(model.geom_bodyid[scenery]):
-                rows = scenery & (model.geom_bodyid == body)
-                model.geom_rgba[rows, :3] = rng.uniform(0.1, 0.9, 3)
-        elif look == "missing":
-            hidden = mujoco.mjNGROUP - 1
-            root = _object(env)
-            model.geom_group[model.body_rootid[model.geom_bodyid] == root] = hidden
-            model.site_group[model.body_rootid[model.site_bodyid] == root] = hidden
-        yield
-    finally:
-        for name, values in kept.items():
-            getattr(model, name)[:] = values
+def _both(name: str, variant: str) -> Entry:
+    def make(parts: Parts, task: str) -> RewardModel:
+        given = {"goal": parts.goal(task), "video_model": parts.video_model, "fb": parts.fb(task, variant),
+                 "encoder": parts.encoder(task)}
+        numbers = parts.profile.reward
+        weights = {"alpha": numbers.alpha, "beta": numbers.beta} if name == "genreward" else {}
+        model = make_reward(name, given, interval=parts.config.interval, **weights)
+        if name == "genreward_sound":
+            model.load_state_dict(files.read_json(_fb_file(parts.profile, task, f"{variant}-normaliser.json")))
+        return model
+    return Entry(name, make, _needs_fb(variant), "genreward")
 
 
-# ---- recording
+MODELS: dict[str, Entry] = {
+    "dense": Entry("dense", lambda parts, task: make_reward("dense"), group="environment"),
+    "sparse": Entry("sparse", lambda parts, task: make_reward("sparse", sparse_interval=max(
+        1, parts.profile.reward.sparse_interval // parts.config.stride)), group="environment"),
+    "clock": Entry("clock", lambda parts, task: make_reward("clock"), group="control"),
+    "random": Entry("random", lambda parts, task: make_reward("random"), group="control"),
+    "pixel_cosine": _pixels(),
+    "pixel_cosine_first": _pixels(centring="first"),
+    "genreward": _both("genreward", "goal"),
+    "genreward_sound": _both("genreward_sound", "buffer"),
+    "genreward_video": _video("none"),
+    "genreward_video_first": _video("first"),
+    "genreward_video_mean": _video("mean"),
+    "genreward_video_oracle": _video("first", oracle=True),
+    **{f"genreward_frame_{variant}": _frame(variant) for variant in FB_VARIANTS},
+}
 
 
-def study_folder(profile: str | Profile) -> Path:
-    """Where the rendered episodes lie: build/<profile>/study."""
-    return profiles.paths(profile).build / "study"
+def lacking(profile: str | Profile, name: str, task: str) -> str | None:
+    """What the model `name` lacks for a task and the command that makes it, or None. InputError for an unknown name."""
+    if name not in MODELS:
+        raise errors.unknown("model of the study", name, MODELS)
+    for path, command in MODELS[name].needs(profiles.paths(profile), task):
+        if not path.exists():
+            return f"{path.relative_to(profiles.paths(profile).root).as_posix()} is missing; make it with: {command}"
+    return None
 
 
-def strided(episode: Trajectory, snapshots: Sequence[dict[str, np.ndarray]], stride: int
-            ) -> tuple[Trajectory, list[dict[str, np.ndarray]]]:
-    """Every `stride`-th state of an episode, from the first on, as a trajectory of steps // stride steps.
-
-    What stands at scored step t is read at environment step stride * t: reward and success of the environment step
-    that led there, true progress (in `info`), the picture. `actions[t]` is the action taken in `states[t]`, as
-    `Trajectory` promises and F(s, a) asks for; the stride - 1 actions after it are not seen.
-    """
-    if stride < 1 or len(episode) < 2 * stride:
-        raise InputError(f"an episode of {len(episode)} steps does not give two steps at stride {stride}")
-    kept = np.arange(0, len(episode) + 1, stride)
-    far = progress(episode.task, episode.states, episode.success)
-    short = Trajectory(episode.task, episode.states[kept].astype(np.float32), episode.actions[kept[:-1]],
-                       episode.rewards[kept[1:] - 1], episode.success[kept[1:] - 1], None,
-                       dict(episode.info) | {"progress": far[kept].astype(np.float32)})
-    return short, [snapshots[step] for step in kept]
+def build_models(profile: str | Profile, task: str, names: Sequence[str] | None = None, parts: Parts | None = None
+                 ) -> tuple[dict[str, RewardModel], dict[str, str]]:
+    """The models that can be made for a task, and for the others what is missing and the command that makes it."""
+    parts = parts or Parts(profile)
+    absent = {name: lack for name in names or MODELS if (lack := lacking(profile, name, task))}
+    return {name: MODELS[name].make(parts, task) for name in names or MODELS if name not in absent}, absent
 
 
-def record_start(env: envs.MetaWorldEnv, start: int, failure: str, config: StudyConfig, fakes: bool
-                 ) -> list[Trajectory] | None:
-    """All episodes of one start with their pictures, or None where an outcome cannot be had there.
-
-    `failure` is tried first, the other modes after it. `fakes`: draw the expert's success in the ways of `LOOKS` and
-    replay its motion as in `FAKES` too. All noise depends on the seed, the start and the kind only.
-    """
-    modes = [failure, *(mode for mode in demos.FAILURES if mode != failure)]
-    made: dict[str, tuple[Trajectory, list]] = {}
-    for kind in OUTCOMES:
-        wanted = [(mode, attempt) for mode in (modes if kind == "failure" else [None])
-                  for attempt in range(config.tries)]
-        for number, (mode, _) in enumerate(wanted):
-            rng = np.random.default_rng([config.seed, start, KINDS.index(kind), number])
-            found = demos.episode(env, kind, rng, start, mode)
-            if found is not None and len(found[0]) >= 2 * config.stride:
-                made[kind] = found
-                break
-        else:
-            return None
-    if fakes:
-        expert = made["expert"]
-        made |= {look: (_labelled(expert[0], look), expert[1]) for look in LOOKS}
-        rng = np.random.default_rng([config.seed, start, KINDS.index("displaced")])
-        for _ in range(config.tries):
-            replayed, snapshots = replay_displaced(env, start, expert[0].actions, rng)
-            if not replayed.succeeded:
-                made |= {fake: (_labelled(replayed, fake), snapshots) for fake in FAKES}
-                break
-    recorded = []
-    for kind, (episode, snapshots) in made.items():
-        short, snapshots = strided(episode, snapshots, config.stride)
-        with drawn_as(env, kind, np.random.default_rng([config.seed, start, KINDS.index(kind), 99])):
-            frames = demos.render_states(env, snapshots)
-        recorded.append(Trajectory(short.task, short.states, short.actions, short.rewards, short.success, frames,
-                                   short.info | {"start": start, "failure": short.info["failure"] or ""}))
-    return recorded
+# ---- F and B for the frame-level variants
 
 
-def _labelled(episode: Trajectory, kind: str) -> Trajectory:
-    return Trajectory(episode.task, episode.states, episode.actions, episode.rewards, episode.success, None,
-                      {"kind": kind, "failure": None})
-
-
-def record_task(task: str, config: StudyConfig, size: int, progress_bar: bool = True) -> list[Trajectory]:
-    """The study's episodes of one task: for each of up to `config.starts` starts one of every outcome, with pictures
-    (size x size). Starts come in an order drawn from the seed; the failure modes take turns. InputError when no start
-    will do."""
-    env = envs.make_env(task, seed=config.seed, size=size)
-    recorded: list[Trajectory] = []
-    done = 0
-    bar = tqdm(total=config.starts, desc=f"episodes of {task}, by start", disable=not progress_bar)
-    try:
-        for start in np.random.default_rng([config.seed, 1]).permutation(envs.GOALS).tolist():
-            if done == config.starts:
-                break
-            of_start = record_start(env, start, demos.FAILURES[done % len(demos.FAILURES)], config, done < config.pairs)
-            if of_start is not None:
-                recorded += of_start
-                done += 1
-                bar.update()
-    finally:
-        bar.close()
-        env.close()
-    if not recorded:
-        raise InputError(f"no start of {task!r} gives episodes of all of {', '.join(OUTCOMES)}")
-    return recorded
-
-
-def record(profile: str | Profile, tasks: Sequence[str] | None = None) -> None:
-    """Record what is missing of the profile's study in build/<profile>/study, a file a task; stopped at any time, the
-    same call goes on with the task that it was at. Then write `trajectories.npz`, when all tasks are there."""
+def make_fb(profile: str | Profile, tasks: Sequence[str] | None = None, variants: Sequence[str] = tuple(FB_VARIANTS)
+            ) -> None:
+    """Train F, B and pi_z of every variant on the same task-free exploration, a file a task and variant, in
+    build/<profile>/study/fb; what is there and was made with the same VAE and goal is passed over."""
     profile = profiles.get_profile(profile)
-    config = get_config(profile)
+    config, where, parts = get_config(profile), profiles.paths(profile), Parts(profile)
     for task in tasks or config.tasks:
         if task not in config.tasks:
             raise errors.unknown("task of the study", task, config.tasks)
+    for variant in variants:
+        if variant not in FB_VARIANTS:
+            raise errors.unknown("variant of F and B", variant, FB_VARIANTS)
     for task in tasks or config.tasks:
-        path = study_folder(profile) / f"{task}.npz"
-        order = _order(task, config, profile)
-        if path.is_file():
-            with np.load(path) as kept:
-                if str(kept["order"]) == order:
-                    continue
-        episodes = record_task(task, config, profile.video.image_size)
-        with files.atomic_path(path) as temporary:
+        for path, command in _needs_video(where, task):
+            if not path.exists():
+                raise InputError(f"{path.relative_to(where.root).as_posix()} is missing; make it with: {command}")
+    for task in tasks or config.tasks:
+        made_from = files.digest(*(path for path, _ in _needs_video(where, task)), vars(profile.fb), config.fb_steps,
+                                 config.fb_updates)
+        record = _fb_file(profile, task, "made.json")
+        if record.is_file() and files.read_json(record)["made_from"] == made_from:
+            done = [one for one in variants if _fb_file(profile, task, f"{one}-normaliser.json").is_file()]
+        else:
+            done = []
+            for old in _fb_file(profile, task, "").parent.glob(f"{task}-*"):
+                old.unlink()
+        left = [one for one in variants if one not in done]
+        if not left:
+            continue
+        _train_fb(parts, task, left)
+        files.write_json(record, {"made_from": made_from})
+
+
+def _train_fb(parts: Parts, task: str, variants: Sequence[str]) -> None:
+    profile, config = parts.profile, parts.config
+    steps, updates = (min(pair) for pair in ((config.fb_steps, profile.fb.exploration_steps),
+                                             (config.fb_updates, profile.fb.updates)))
+    encoder = get_encoder(profile.fb.encoder, video_model=parts.plain_video_model, components=profile.fb.components)
+    axes = _fb_file(profile, task, "encoder.npz")
+    size = profile.video.image_size
+    if axes.is_file():
+        encoder.load_pca(axes)
+    else:
+        env = envs.make_env(task, seed=config.seed, size=size)
+        rng, frames = np.random.default_rng([config.seed, 2]), []
+        while sum(map(len, frames)) < min(512, steps):
+            frames.append(envs.rollout(env, near_object_policy(rng), steps=128).frames)
+        env.close()
+        encoder.fit(np.concatenate(frames)).save(axes)
+    replay = collect_exploration(lambda seed: envs.make_env(task, seed=seed, size=size), steps, config.seed + 1,
+                                 encoder, near_object_policy)
+    goal = encoder.encode(parts.goal(task).frame[None])[0]
+    for variant in variants:
+        targets, action_aware = FB_VARIANTS[variant]
+        fb = ForwardBackward(encoder.dim, 4, replace(profile.fb, fb_targets=targets, action_aware=action_aware,
+                                                     updates=updates), seed=0, device=profile.device)
+        train_fb(fb, replay, goal=goal if targets == "goal" else None)
+        fb.freeze()
+        fb.save(_fb_file(profile, task, f"{variant}.pt"), resume=False)
+        files.write_json(_fb_file(profile, task, f"{variant}-normaliser.json"),
+                         asdict(fb.reward_normaliser(replay["features"], replay["actions"], goal)))
+
+
+# ---- scoring
+
+
+def score_all(profile: str | Profile, models: Sequence[str] | None = None, tasks: Sequence[str] | None = None,
+              anew: bool = False) -> dict[str, dict[str, str]]:
+    """Score the recorded episodes with every model and keep the raw scores: results/<profile>/study/scores/<model>.npz
+    (columns task, kind, episode, step, score: one entry for each step that the model pays) and, beside it, what made
+    them (<model>.json: weights' digests, processor seconds per 1,000 frames, Table 1 properties).
+
+    A task that was scored with the same weights before is passed over (`anew`: it is not), and a task is kept in
+    build/ as soon as it is done, so the same call goes on after a stop. Processes may work on different models at the
+    same time. Returns model -> task -> what is missing; when a model was named and none of its tasks can be scored,
+    that is an InputError.
+    """
+    profile = profiles.get_profile(profile)
+    config, where = get_config(profile), profiles.paths(profile)
+    names = list(models or MODELS)
+    for name in names:
+        if name not in MODELS:
+            raise errors.unknown("model of the study", name, MODELS)
+    wanted = list(tasks or config.tasks)
+    for task in wanted:
+        if task not in config.tasks:
+            raise errors.unknown("task of the study", task, config.tasks)
+    absent = {name: {task: lack for task in wanted if (lack := lacking(profile, name, task))} for name in names}
+    if models:
+        for name, lacks in absent.items():
+            if len(lacks) == len(wanted):
+                raise InputError(f"model {name!r}: {next(iter(lacks.values()))}")
+    load_trajectories(profile)
+    parts = Parts(profile)
+    for task in wanted:
+        pending = {}
+        for name in names:
+            if task in absent[name]:
+                continue
+            weights = _weights(where, name, task, profile)
+            if anew or not _scored(profile, name, task, weights):
+                pending[name] = weights
+        if pending:
+            _score_task(profile, task, pending, parts)
+    for name in names:
+        _assemble(profile, name)
+    return {name: lacks for name, lacks in absent.items() if lacks}
+
+
+def _weights(where: profiles.Paths, name: str, task: str, profile: Profile) -> str:
+    """A digest of everything that a model's scores of a task depend on: episodes and files."""
+    config = get_config(profile)
+    depends = [_digest(path, _changed(path)) for path, _ in MODELS[name].needs(where, task)]
+    return files.digest(order_of(task, config, profile), config.interval, asdict(profile.reward), depends)
+
+
+@functools.lru_cache
+def _digest(path: Path, changed: tuple[int, ...]) -> str:
+    """The digest of a file or folder, read once as long as nothing in it changes."""
+    return files.digest(path)
+
+
+def _changed(path: Path) -> tuple[int, ...]:
+    return tuple(one.stat().st_mtime_ns for one in ([path] if path.is_file() else sorted(path.rglob("*"))))
+
+
+def _part(profile: Profile, name: str, task: str) -> Path:
+    return study_folder(profile) / "scores" / name / f"{task}.npz"
+
+
+def _scored(profile: Profile, name: str, task: str, weights: str) -> bool:
+    """Whether these very scores are in build/ or among the results."""
+    part = _part(profile, name, task)
+    if part.is_file():
+        with np.load(part) as kept:
+            if str(kept["identity"]) == weights:
+                return True
+    made = results_folder(profile) / "scores" / f"{name}.json"
+    return made.is_file() and files.read_json(made)["tasks"].get(task, {}).get("identity") == weights
+
+
+def paid_steps(model: RewardModel, steps: int) -> np.ndarray:
+    """The steps (1-based) of an episode at which all of the model's terms are due: every `interval`-th."""
+    return np.arange(model.interval, steps + 1, model.interval)
+
+
+def _score_task(profile: Profile, task: str, pending: dict[str, str], parts: Parts) -> None:
+    models, _ = build_models(profile, task, list(pending), parts)
+    found: dict[str, list] = {name: [] for name in models}
+    seconds, frames = dict.fromkeys(models, 0.0), 0
+    for one in tqdm(load_episodes(profile, task), desc=f"scoring {task}"):
+        frames += len(one) + 1
+        for name, model in models.items():
+            began, saved = time.process_time(), sum(memo.saved for memo in parts.memos)
+            scores = model.score(one)
+            seconds[name] += time.process_time() - began + sum(memo.saved for memo in parts.memos) - saved
+            if not np.all(np.isfinite(scores)):
+                raise InputError(f"model {name!r} scores episode {one.info['episode']} of {task!r} with NaN or "
+                                 "infinite numbers")
+            paid = paid_steps(model, len(one))
+            found[name].append((KINDS.index(one.info["kind"]), one.info["episode"], paid, scores[paid - 1]))
+        for memo in parts.memos:
+            memo.forget()
+    for name, model in models.items():
+        counts = [len(paid) for _, _, paid, _ in found[name]]
+        with files.atomic_path(_part(profile, name, task)) as temporary:
             np.savez_compressed(
-                temporary, order=order, length=[len(one) for one in episodes],
-                **{name: np.concatenate([getattr(one, name) for one in episodes])
-                   for name in ("frames", "states", "actions", "rewards", "success")},
-                progress=np.concatenate([one.info["progress"] for one in episodes]),
-                **{name: np.array([one.info[name] for one in episodes]) for name in ("kind", "failure", "start")})
+                temporary, identity=pending[name], seconds=seconds[name], frames=frames,
+                properties=json.dumps(asdict(model.properties)),
+                kind=np.repeat([kind for kind, *_ in found[name]], counts).astype(np.uint8),
+                episode=np.repeat([episode for _, episode, *_ in found[name]], counts).astype(np.uint16),
+                step=np.concatenate([paid for *_, paid, _ in found[name]]).astype(np.uint16),
+                score=np.concatenate([scores for *_, scores in found[name]]).astype(np.float32))
 
 
-def _order(task: str, config: StudyConfig, profile: Profile) -> str:
-    """Names what a file of recorded episodes was made from; other tasks of the study do not change it."""
-    return files.digest(task, {name: value for name, value in vars(config).items() if name not in ("tasks", "interval")},
-                        profile.video.image_size, 1)
+def _assemble(profile: Profile, name: str) -> None:
+    """Put the finished tasks of one model into its file of results; tasks that were scored before stay."""
+    config = get_config(profile)
+    path = results_folder(profile) / "scores" / f"{name}.npz"
+    made: dict[str, Any] = {"tasks": {}}
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    if path.is_file() and path.with_suffix(".json").is_file():
+        made = files.read_json(path.with_suffix(".json"))
+        with np.load(path) as kept:
+            kept = dict(kept)
+        columns = {task: {key: kept[key][kept["task"] == number] for key in ("kind", "episode", "step", "score")}
+                   for number, task in enumerate(kept["tasks"].tolist())}
+        if made.get("episodes") != identity(profile):  # of an earlier study
+            made, columns = {"tasks": {}}, {}
+    changed = False
+    for task in config.tasks:
+        part = _part(profile, name, task)
+        if not part.is_file():
+            continue
+        with np.load(part) as kept:
+            kept = dict(kept)
+        weights = str(kept["identity"])
+        if lacking(profile, name, task) is None and weights != _weights(profiles.paths(profile), name, task, profile):
+            continue  # made with weights that are no longer there
+        if made["tasks"].get(task, {}).get("identity") == weights and made["tasks"][task]["seconds"] == round(
+                float(kept["seconds"]), 3):
+            continue
+        changed = True
+        columns[task] = {key: kept[key] for key in ("kind", "episode", "step", "score")}
+        made["tasks"][task] = {"identity": weights, "seconds": round(float(kept["seconds"]), 3),
+                               "frames": int(kept["frames"])}
+        made["properties"] = json.loads(str(kept["properties"]))
+    if not changed:
+        return
+    present = [task for task in config.tasks if task in columns]
+    total = {key: sum(made["tasks"][task][key] for task in present) for key in ("seconds", "frames")}
+    with files.atomic_path(path) as temporary:
+        np.savez_compressed(
+            temporary, tasks=np.array(present),
+            task=np.repeat(np.arange(len(present)), [len(columns[task]["score"]) for task in present]).astype(np.uint8),
+            **{key: np.concatenate([columns[task][key] for task in present])
+               for key in ("kind", "episode", "step", "score")})
+    files.write_json(path.with_suffix(".json"), results.provenance(
+        total["seconds"], tasks=made["tasks"], properties=made["properties"], episodes=identity(profile),
+        seconds_per_1000_frames=round(1000 * total["seconds"] / total["frames"], 4), model=name,
+        reward=MODELS[name].reward, group=MODELS[name].group))
+
+
+def load_scores(profile: str | Profile, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A model's raw scores (columns task, kind, episode, step, score) and what made them. InputError for a missing
+    file, or one that belongs to other episodes than `trajectories.npz`."""
+    path = results_folder(profile) / "scores" / f"{name}.npz"
+    command = (f"python -m genreward.reward_study score --profile {profiles.get_profile(profile).name} --models {name}")
+    if not path.is_file():
+        raise InputError(f"no scores of model {name!r}; make them with: {command}")
+    made = files.read_json(path.with_suffix(".json"))
+    with np.load(results_folder(profile) / "trajectories.npz") as kept:
+        if made["episodes"] != str(kept["identity"]):
+            raise InputError(f"the scores of {name!r} are of other episodes; make them again with: {command} --anew")
+    with np.load(path) as kept:
+        table = pd.DataFrame({"task": kept["tasks"][kept["task"]], "kind": np.array(KINDS)[kept["kind"]],
+                              "episode": kept["episode"].astype(int), "step": kept["step"].astype(int),
+                              "score": kept["score"].astype(float)})
+    return table, made
+
+
+def scored_models(profile: str | Profile) -> list[str]:
+    """The models whose scores are on record, in the order of `MODELS`, then others by name."""
+    there = {path.stem for path in (results_folder(profile) / "scores").glob("*.npz")}
+    return [name for name in MODELS if name in there] + sorted(there - set(MODELS))
+
+
+def quality(profile: str | Profile, models: Sequence[str] | None = None) -> pd.DataFrame:
+    """Metrics of all models on record (or of `models`), computed from the committed raw scores: see `quality_of`."""
+    names = list(models) if models is not None else scored_models(profile)
+    if not names:
+        raise InputError(f"no model has been scored yet; do it with: python -m genreward.reward_study score --profile "
+                         f"{profiles.get_profile(profile).name}")
+    episodes, steps = load_trajectories(profile)
+    tables = [quality_of(name, episode_scores(episodes, steps, load_scores(profile, name)[0])) for name in names]
+    return pd.concat(tables, ignore_index=True)
+
+
+def summary_table(profile: str | Profile, found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
+    """One row a model: Table 1 properties, every metric as "value [low, high]", on how many tasks, and the processor
+    seconds that scoring 1,000 frames costs."""
+    rows = []
+    for name, part in found[found["task"] == task].groupby("model", sort=False):
+        made = load_scores(profile, str(name))[1]
+        known = made["properties"]
+        at = part.set_index("metric")
+        rows.append({"model": name, "group": made["group"], "demo-free": known["demo_free"],
+                     "generated": known["generated"], "action-aware": known["action_aware"],
+                     "tasks": len(made["tasks"]), "starts": int(at["n"].iloc[0]),
+                     **{metric: printed(at.loc[metric]) if metric in at.index else "-" for metric in METRICS},
+                     "s per 1,000 frames": made["seconds_per_1000_frames"]})
+    return pd.DataFrame(rows)
+
+
+def table1(profile: str | Profile) -> pd.DataFrame:
+    """The paper's Table 1 from the properties of the registered rewards that the study knows, with citation and
+    deviations, and whether scores are on record."""
+    there = set(scored_models(profile))
+    known = properties_table()
+    rows = []
+    for reward in dict.fromkeys(entry.reward for entry in MODELS.values()):
+        if reward in known.index:
+            mine = [name for name, entry in MODELS.items() if entry.reward == reward]
+            rows.append({"reward": reward, **known.loc[reward].to_dict(),
+                         "scored": any(name in there for name in mine)})
+    return pd.DataFrame(rows)
+
+
+# ---- the goal frame
+
+
+def make_goal_frames(profile: str | Profile) -> Path:
+    """Score every recorded expert clip and, for the starts that give pairs, a video generated from its first frame,
+    with Eq. 6; keep the curves in results/<profile>/study/goal_frames.npz. A generated frame has no truth of its own:
+    it gets that of the real expert at the same fraction of the episode."""
+    from .pipeline import load_scorer
+
+    profile = profiles.get_profile(profile)
+    config, parts = get_config(profile), Parts(profile)
+    scorer, model = load_scorer(profile), parts.plain_video_model
+    curves, done, rows = [], [], []
+    for number, task in enumerate(config.tasks):
+        words, experts = get_task(task), [one for one in load_episodes(profile, task) if one.info["kind"] == "expert"]
+        texts = scorer.encode_text(list(words.paraphrases)).mean(axis=0)
+        some = experts[:config.pairs]
+        videos = model.generate_batch(np.stack([one.frames[0] for one in some]), [words.prompt] * len(some),
+                                      [one.info["start"] for one in some], steps=profile.video.inference_steps,
+                                      guidance=profile.video.guidance)
+        for source, clips in (("real", [one.frames for one in experts]), ("generated", list(videos))):
+            for one, clip in zip(experts, clips, strict=False):
+                truth = np.append(False, one.success)
+                curves.append((scorer.encode_image(clip) @ texts).astype(np.float32))
+                done.append(truth[uniform_indices(len(truth), len(clip))])
+                rows.append((number, source == "generated", one.info["start"], len(clip)))
+    path = results_folder(profile) / "goal_frames.npz"
+    with files.atomic_path(path) as temporary:
+        np.savez_compressed(temporary, tasks=np.array(config.tasks), identity=identity(profile),
+                            clips=np.array(rows, np.uint16), curve=np.concatenate(curves), done=np.concatenate(done))
+    where = profiles.paths(profile)
+    files.write_json(path.with_suffix(".json"), results.provenance(
+        None, scorer=scorer.identity, video_model=files.digest(where.video_model) if where.video_model.is_dir() else
+        profile.video.pretrained, pairs=config.pairs))
+    return path
+
+
+def goal_frame_hits(profile: str | Profile) -> pd.DataFrame:
+    """How often the chosen frame shows success: columns clips ("real", "real, there and back", "generated (proxy)"),
+    rule, task or "all", value, low, high, n, over the experts' clips in which some frame does.
+
+    "there and back" plays a clip forwards and then backwards, so that the success lies in the middle: a rule that only
+    knows that experts end well fails there. "random" is the expectation over a frame drawn uniformly.
+    """
+    path = results_folder(profile) / "goal_frames.npz"
+    if not path.is_file():
+        raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study goals "
+                         f"--profile {profiles.get_profile(profile).name}")
+    with np.load(path) as kept:
+        kept = dict(kept)
+    ends = np.cumsum(kept["clips"][:, 3].astype(int))
+    hits: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (number, generated, _, length), end in zip(kept["clips"].tolist(), ends.tolist(), strict=True):
+        curve, done = kept["curve"][end - length:end], kept["done"][end - length:end].astype(int)
+        if not done.any():
+            continue
+        task = str(kept["tasks"][number])
+        name = "generated (proxy)" if generated else "real"
+        clips = [(name, curve, done)]
+        if not generated:
+            clips.append(("real, there and back", np.append(curve, curve[-2::-1]), np.append(done, done[-2::-1])))
+        for kind, scores, truth in clips:
+            of = {rule: selection_hits([change(scores)], [truth], 1)["clip"][0] for rule, change in REMEDIES.items()}
+            plain = selection_hits([scores], [truth], 1)
+            for rule, hit in (of | {"random": plain["random"][0], "last": plain["last"][0]}).items():
+                hits.setdefault((kind, rule), {}).setdefault(task, []).append(float(hit))
+    rows = []
+    for (kind, rule), by_task in hits.items():
+        rows += [{"clips": kind, "rule": rule, "task": task, **results.bootstrap_ci(values)._asdict()}
+                 for task, values in by_task.items()]
+        rows.append({"clips": kind, "rule": rule, "task": "all", **results.stratified_ci(by_task, np.mean)._asdict()})
+    return pd.DataFrame(rows)
+
+
+# ---- results on record
+
+
+def summarise(profile: str | Profile) -> pd.DataFrame:
+    """Compute all metrics and keep them in the results' schema: results/<profile>/study/quality/quality.csv with
+    metrics `<metric>`, `<metric>_low`, `<metric>_high`; `step` is the number of starts."""
+    profile = profiles.get_profile(profile)
+    began, found = time.time(), quality(profile)
+    rows = [{"experiment": "reward_study", "method": row.model, "task": row.task, "seed": 0, "step": row.n,
+             "metric": f"{row.metric}{suffix}", "value": value}
+            for row in found.itertuples() for suffix, value in (("", row.value), ("_low", row.low), ("_high", row.high))
+            if np.isfinite(value)]
+    results.write_run(results_folder(profile) / "quality", "quality", rows, results.provenance(
+        round(time.time() - began, 1), episodes=identity(profile), resamples=results.RESAMPLES,
+        models={name: load_scores(profile, name)[1]["tasks"] for name in scored_models(profile)}))
+    return found
+
+
+def recorded_quality(profile: str | Profile) -> pd.DataFrame:
+    """What `summarise` kept, as rows of `QUALITY_COLUMNS`."""
+    table = results.load(results_folder(profile) / "quality")
+    if table.empty:
+        raise InputError(f"the study has no summary; make it with: python -m genreward.reward_study summary --profile "
+                         f"{profiles.get_profile(profile).name}")
+    table = table.assign(part=np.where(table["metric"].str.endswith("_low"), "low", np.where(
+        table["metric"].str.endswith("_high"), "high", "value")), metric=table["metric"].str.replace(
+        r"_(low|high)$", "", regex=True)).rename(columns={"method": "model", "step": "n"})
+    wide = table.pivot(index=["model", "task", "metric", "n"], columns="part", values="value").reset_index()
+    return wide.reindex(columns=list(QUALITY_COLUMNS)).rename_axis(columns=None)
+
+
+def missing(profile: str | Profile) -> bool:
+    """Whether the study has something left to make with the models that are there: episodes, scores, goal frames."""
+    profile = profiles.get_profile(profile)
+    folder, config = results_folder(profile), get_config(profile)
+    if not all((folder / name).is_file() for name in ("trajectories.npz", "goal_frames.npz", "quality/quality.csv")):
+        return True
+    return any(not (folder / "scores" / f"{name}.npz").is_file() and any(
+        lacking(profile, name, task) is None for task in config.tasks) for name in MODELS)
+
+
+def make_study(profile: str | Profile) -> None:
+    """Everything that is missing: episodes, F and B of the frame-level variants, scores of all models that can be
+    made, goal frames, summary. What cannot be scored is named with the command that makes it."""
+    profile = profiles.get_profile(profile)
+    record(profile)
+    make_fb(profile)
+    for name, lacks in score_all(profile).items():
+        print(f"not scored: {name} on {', '.join(lacks)}: {next(iter(lacks.values()))}", flush=True)
+    if not (results_folder(profile) / "goal_frames.npz").is_file():
+        make_goal_frames(profile)
+    summarise(profile)
+
+
+# ---- the command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m genreward.reward_study record|fb|score|goals|summary|all --profile laptop`"""
+    parser = argparse.ArgumentParser(prog="python -m genreward.reward_study", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("record", "fb", "score", "goals", "summary", "all"))
+    parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
+    parser.add_argument("--tasks", nargs="+", help="record, fb, score: only these tasks")
+    parser.add_argument("--models", nargs="+", help=f"score: only these of {', '.join(MODELS)}")
+    parser.add_argument("--variants", nargs="+", default=list(FB_VARIANTS), help=f"fb: {', '.join(FB_VARIANTS)}")
+    parser.add_argument("--anew", action="store_true", help="score: also what was scored before")
+    options = parser.parse_args(arguments)
+    profile = profiles.get_profile(options.profile)
+    if options.step == "record":
+        record(profile, options.tasks)
+    elif options.step == "fb":
+        make_fb(profile, options.tasks, options.variants)
+    elif options.step == "score":
+        for name, lacks in score_all(profile, options.models, options.tasks, options.anew).items():
+            print(f"not scored: {name} on {', '.join(lacks)}: {next(iter(lacks.values()))}")
+    elif options.step == "goals":
+        print(make_goal_frames(profile).name)
+    elif options.step == "all":
+        make_study(profile)
+    if options.step in ("summary", "all"):
+        found = summarise(profile) if options.step == "summary" else recorded_quality(profile)
+        print(summary_table(profile, found).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    errors.cli(main)

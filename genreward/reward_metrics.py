@@ -1,0 +1,305 @@
+"""The numbers by which a reward model is judged, from tables of episodes and raw scores; nothing is run or read here.
+
+`reward_study` scores the episodes and hands the tables over (`... reward_episodes, results -> reward_metrics ->
+reward_study -> figures -> book`). Every metric comes with a 95% interval from drawing whole starts again, since the
+episodes of one start share object and goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from . import results
+from .errors import InputError
+from .reward_episodes import FAKES, LOOKS, OUTCOMES
+
+# ---- one episode, two lists of episodes
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The chance that a positive scores above a negative, ties counting half: (P,), (N,) -> [0, 1]; 0.5 is a coin."""
+    return float(np.mean(_above(positive, negative)))
+
+
+def _above(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    first, second = np.asarray(first, float)[:, None], np.asarray(second, float)[None]
+    if first.size == 0 or second.size == 0:
+        raise InputError("an area under the ROC curve needs at least one episode of each class")
+    return (first > second) + 0.5 * (first == second)
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two (n,) arrays, ties at their mean rank; NaN where one of them is constant."""
+    a, b = stats.rankdata(a), stats.rankdata(b)
+    a, b = a - a.mean(), b - b.mean()
+    length = np.sqrt((a @ a) * (b @ b))
+    return float(np.clip(a @ b / length, -1, 1)) if length > 0 else float("nan")
+
+
+def partial_spearman(score: np.ndarray, truth: np.ndarray, time_: np.ndarray) -> float:
+    """Rank correlation of score and truth once the rank of time is taken out of both, in [-1, 1].
+
+    0 where the score is constant or says the time only: nothing of the truth is in it. NaN where the truth itself is
+    constant or rises (or falls) with time at every step: then nothing is left to explain.
+    """
+    with_truth, with_time, truth_time = spearman(score, truth), spearman(score, time_), spearman(truth, time_)
+    if np.isnan(truth_time) or 1 - truth_time**2 < 1e-9:
+        return float("nan")
+    if np.isnan(with_time) or 1 - with_time**2 < 1e-9:
+        return 0.0
+    return float(np.clip((with_truth - with_time * truth_time)
+                         / np.sqrt((1 - with_time**2) * (1 - truth_time**2)), -1, 1))
+
+
+def pairwise_accuracy(scores: np.ndarray, truth: np.ndarray, margin: float = 0.05) -> float:
+    """Over all pairs of n episodes whose truth differs by more than `margin`: how often the further one has the higher
+    score, ties counting half. NaN without such a pair."""
+    agree, pairs = _ordered(scores, truth, margin)
+    return float(agree.sum() / pairs.sum()) if pairs.any() else float("nan")
+
+
+def _ordered(scores: np.ndarray, truth: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """(n, n): 1, 0.5 or 0 where episode i got further than j, by whether its score is higher; and where that is so."""
+    truth = np.asarray(truth, float)
+    further = (truth[:, None] > truth[None] + margin).astype(float)
+    return further * _above(scores, scores), further
+
+
+def episode_scores(episodes: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """One row an episode of the tables that `load_trajectories` and `load_scores` give, with
+
+    final      the last score that was paid (0 where none was), total: the sum of all
+    spearman   within the episode, of score and true progress; 0 for a constant score, NaN for constant progress
+    partial    the same given time (see `partial_spearman`)
+
+    Episodes of tasks that were not scored are left out. InputError for scores of steps that no episode has.
+    """
+    joined = scores.merge(steps, on=["task", "episode", "step"], how="left", validate="one_to_one")
+    if joined["progress"].isna().any():
+        raise InputError("there are scores of steps that the episodes do not have; score them again")
+    rows = {}
+    for key, part in joined.sort_values("step").groupby(["task", "episode"], sort=False):
+        score, truth, when = (part[name].to_numpy(float) for name in ("score", "progress", "step"))
+        moving = len(part) > 2 and np.ptp(truth) > 0
+        plain = spearman(score, truth) if moving else np.nan
+        rows[key] = {"final": score[-1], "total": score.sum(),
+                     "spearman": 0.0 if moving and np.isnan(plain) else plain,
+                     "partial": partial_spearman(score, truth, when) if moving else np.nan}
+    table = episodes[episodes["task"].isin(scores["task"].unique())].reset_index(drop=True)
+    found = pd.DataFrame([rows.get(key, {"final": 0.0, "total": 0.0, "spearman": np.nan, "partial": np.nan})
+                          for key in zip(table["task"], table["episode"], strict=True)])
+    return pd.concat([table, found], axis=1)
+
+
+METRICS = {
+    "auroc_failure": "AUROC of the final score: expert above late failure (headline)",
+    "auroc_half": "AUROC of the final score: expert above half-finished",
+    "auroc_random": "AUROC of the final score: expert above random",
+    "auroc_sum_failure": "AUROC of the summed score: expert above late failure",
+    "spearman": "rank correlation with progress within an episode",
+    "partial": "the same given time",
+    "pairwise": "share of episode pairs ordered as their final progress",
+    "function": "share of pairs in which an oddly drawn success beats the expert's motion without effect",
+}
+
+
+def _measures(table: pd.DataFrame) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Metric -> function from weights (R, number of starts) to (R,) values, for the episodes of one task.
+
+    Episodes of one start share object and goal: they are drawn together, as often as their start is.
+    """
+    starts = {start: number for number, start in enumerate(sorted(table["start"].unique()))}
+    outcomes = table[table["kind"].isin(OUTCOMES)]
+
+    def weights(rows: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+        return drawn[:, rows["start"].map(starts).to_numpy(int)].astype(float)
+
+    def share(first: pd.DataFrame, second: pd.DataFrame, top: np.ndarray, pairs: np.ndarray
+              ) -> Callable[[np.ndarray], np.ndarray]:
+        def value(drawn: np.ndarray) -> np.ndarray:
+            a, b = weights(first, drawn), weights(second, drawn)
+            return ((a @ top) * b).sum(1) / ((a @ pairs) * b).sum(1)
+        return value
+
+    def average(rows: pd.DataFrame, column: str) -> Callable[[np.ndarray], np.ndarray]:
+        rows = rows[rows[column].notna()]
+
+        def value(drawn: np.ndarray) -> np.ndarray:
+            w = weights(rows, drawn)
+            return (w @ rows[column].to_numpy(float)) / w.sum(1)
+        return value
+
+    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    expert = outcomes[outcomes["kind"] == "expert"]
+    for name, rival, column in (("auroc_failure", "failure", "final"), ("auroc_half", "half", "final"),
+                                ("auroc_random", "random", "final"), ("auroc_sum_failure", "failure", "total")):
+        other = outcomes[outcomes["kind"] == rival]
+        if len(expert) and len(other):
+            top = _above(expert[column].to_numpy(), other[column].to_numpy())
+            found[name] = share(expert, other, top, np.ones_like(top))
+    for column in ("spearman", "partial"):
+        found[column] = average(outcomes, column)
+    found["pairwise"] = share(outcomes, outcomes, *_ordered(outcomes["final"], outcomes["progress"], 0.05))
+    pairs = looks_or_function(table)
+    if len(pairs):
+        found["function"] = average(pairs[pairs["look"].isin(LOOKS)], "prefers")
+        for (look, fake), of in pairs.groupby(["look", "fake"], sort=False):
+            found[f"function:{look}:{fake}"] = average(of, "prefers")
+    return found
+
+
+def looks_or_function(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each start, way of drawing and fake: `prefers` is 1 where the final score of the oddly drawn success
+    is above that of the expert's motion without effect, 0.5 at a tie. `look` "expert" is the success drawn as always,
+    for reference; it is not counted in the metric "function" (see `quality`)."""
+    by_kind = {kind: rows.set_index(["task", "start"])["final"] for kind, rows in table.groupby("kind")}
+    rows = []
+    for look in ("expert", *LOOKS):
+        for fake in FAKES:
+            if look not in by_kind or fake not in by_kind:
+                continue
+            pairs = pd.concat([by_kind[look], by_kind[fake]], axis=1, keys=["look", "fake"], join="inner")
+            prefers = (pairs["look"] > pairs["fake"]) + 0.5 * (pairs["look"] == pairs["fake"])
+            rows += [{"task": task, "start": start, "look": look, "fake": fake, "prefers": float(value)}
+                     for (task, start), value in prefers.items()]
+    return pd.DataFrame(rows, columns=["task", "start", "look", "fake", "prefers"])
+
+
+QUALITY_COLUMNS = ("model", "task", "metric", "value", "low", "high", "n")
+
+
+def quality_of(name: str, table: pd.DataFrame, seed: int = 0, resamples: int = results.RESAMPLES) -> pd.DataFrame:
+    """All metrics of one model: rows of `QUALITY_COLUMNS`, one for each task and one for "all", the mean over tasks.
+
+    table: what `episode_scores` gives. 95% percentile intervals from drawing a task's starts again with replacement
+    (`resamples` times, generator seeded), tasks on their own; n is the number of starts. A metric that is defined for
+    no episode has the value NaN.
+    """
+    draws: dict[str, list[np.ndarray]] = {}
+    rows, counts = [], {}
+    for task, part in table.groupby("task", sort=False):
+        starts = part["start"].nunique()
+        rng = np.random.default_rng([seed, starts, *str(task).encode()])
+        drawn = np.vstack([np.ones(starts), rng.multinomial(starts, np.full(starts, 1 / starts), resamples)])
+        for metric, measure in _measures(part).items():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values = measure(drawn)
+            draws.setdefault(metric, []).append(values)
+            rows.append(_row(name, str(task), metric, values, starts))
+        counts[task] = starts
+    for metric, values in draws.items():
+        rows.append(_row(name, "all", metric, np.mean(values, axis=0), sum(counts.values())))
+    return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
+
+
+def _row(name: str, task: str, metric: str, values: np.ndarray, n: int) -> dict[str, Any]:
+    """The first of `values` is the estimate, the others are its resamples."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    low, high = np.quantile(resampled, [0.025, 0.975]) if n > 1 and len(resampled) else (np.nan, np.nan)
+    return {"model": name, "task": task, "metric": metric, "value": float(values[0]), "low": float(low),
+            "high": float(high), "n": int(n)}
+
+
+# ---- in words
+
+
+def printed(row: pd.Series) -> str:
+    """"value [low, high]" of a row of `quality_of`, "-" where there is no value."""
+    if np.isnan(row["value"]):
+        return "-"
+    if np.isnan(row["low"]):
+        return f"{row['value']:.2f}"
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+VERDICTS = {
+    "success": ("auroc_failure", 0.5, "tells a success from a late failure", "ranks late failures above successes",
+                "is not shown to tell a success from a late failure"),
+    "progress": ("partial", 0.0, "follows progress beyond the clock", "runs against progress, given time",
+                 "is not shown to follow progress beyond the clock"),
+    "function": ("function", 0.5, "prefers function over looks", "prefers looks over function",
+                 "is not shown to prefer function over looks"),
+}
+
+
+def verdicts(found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
+    """model, question, verdict (1: the 95% interval lies above the coin's value, -1: below, 0: it holds it), text. A
+    model without an interval gets 0."""
+    rows = []
+    at = found[found["task"] == task].set_index(["model", "metric"])
+    for name in dict.fromkeys(found["model"]):
+        for question, (metric, coin, above, below, neither) in VERDICTS.items():
+            if (name, metric) not in at.index:
+                continue
+            row = at.loc[(name, metric)]
+            sign = int(row["low"] > coin) - int(row["high"] < coin)
+            text = {1: above, -1: below, 0: neither}[sign]
+            rows.append({"model": name, "question": question, "verdict": sign,
+                         "text": f"{name} {text} ({printed(row)}, n={row['n']})"})
+    return pd.DataFrame(rows, columns=["model", "question", "verdict", "text"])
+
+
+def conclusions(found: pd.DataFrame) -> list[str]:
+    """What the study says, in sentences made from its numbers: who passes which question, how the controls do, and the
+    distance between models that differ in one thing."""
+    given = verdicts(found)
+    lines = []
+    for question, (_, _, above, below, _) in VERDICTS.items():
+        of = given[given["question"] == question]
+        if of.empty:
+            continue
+        for sign, text in ((1, above), (-1, below)):
+            names = of.loc[of["verdict"] == sign, "model"].tolist()
+            lines.append(f"{len(names)} of {len(of)} models: {text}" + (f" ({', '.join(names)})." if names else "."))
+    at = found[found["task"] == "all"].set_index(["model", "metric"])
+    for first, second, what in COMPARISONS:
+        shown = []
+        for metric in ("auroc_failure", "partial", "function"):
+            if (first, metric) in at.index and (second, metric) in at.index:
+                a, b = at.loc[(first, metric)], at.loc[(second, metric)]
+                shown.append(f"{metric} {printed(a)} against {printed(b)}")
+        if shown:
+            lines.append(f"{what}: {first} against {second}: " + "; ".join(shown) + ".")
+    return lines
+
+
+COMPARISONS = (
+    ("genreward_video", "pixel_cosine", "Latents or bare pixels"),
+    ("genreward_video_first", "genreward_video", "First latent removed, or as printed"),
+    ("genreward_video_mean", "genreward_video", "Mean latent removed, or as printed"),
+    ("genreward_video_oracle", "genreward_video_first", "Goal video from a real demonstration, or generated"),
+    ("genreward_frame_buffer", "genreward_frame_goal", "B on buffer states, or at the goal frame only as printed"),
+    ("genreward_frame_buffer", "genreward_frame_buffer_no_action", "With the action, or without"),
+    ("genreward_sound", "genreward", "The sound variant, or as printed"),
+)
+
+
+# ---- the goal frame: what may be done to a score curve before its best frame is taken
+
+
+def smooth(curve: np.ndarray, width: int = 3) -> np.ndarray:
+    """Running mean of a score curve (K,) over `width` frames (odd), its ends repeated: a single lucky frame counts
+    less."""
+    if width < 1 or width % 2 == 0:
+        raise InputError(f"the width of the running mean must be odd and positive, got {width}")
+    padded = np.pad(np.asarray(curve, float), width // 2, mode="edge")
+    return np.convolve(padded, np.full(width, 1 / width), "valid")
+
+
+def late_prior(curve: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """The curve (K,) in units of its own spread, plus `strength` times the fraction of the clip that has passed: with
+    1, a frame at the end may score one standard deviation worse than one at the beginning and still be chosen."""
+    curve = np.asarray(curve, float)
+    spread = curve.std()
+    scaled = (curve - curve.mean()) / spread if spread > 1e-12 else np.zeros_like(curve)
+    return scaled + strength * np.linspace(0, 1, len(curve))
+
+
+REMEDIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "clip": lambda curve: curve, "clip, smoothed": smooth, "clip, late prior": late_prior,
+    "clip, both": lambda curve: late_prior(smooth(curve))}
