@@ -43,7 +43,7 @@ class StudyConfig:
     interval  scored steps between two payments of the models that compare whole clips
     seed      of starts and noise; the demonstrations that models learn from have seeds 1 to 3 and starts of their own
     tries     at an episode of one kind from one start, before the start is left out
-    fb_steps, fb_updates  exploration and training of F and B in the frame-level variants, the same for all of them
+    fb_updates  of F and B in the frame-level variants, the same for all of them
     """
 
     tasks: tuple[str, ...] = PAPER_TASKS
@@ -54,7 +54,6 @@ class StudyConfig:
     interval: int = 4
     seed: int = 2512
     tries: int = 3
-    fb_steps: int = 5000
     fb_updates: int = 2000
 
 
@@ -300,7 +299,7 @@ def record(profile: str | Profile, tasks: Sequence[str] | None = None) -> None:
 def order_of(task: str, config: StudyConfig, profile: Profile) -> str:
     """Names what a file of recorded episodes was made from; other tasks of the study do not change it."""
     return files.digest(task, {name: value for name, value in vars(config).items()
-                               if name not in ("tasks", "interval", "fb_steps", "fb_updates")},
+                               if name not in ("tasks", "interval", "fb_updates")},
                         profile.video.image_size, 2)
 
 

@@ -7,7 +7,7 @@ episodes of one start share object and goal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,14 +70,15 @@ def _ordered(scores: np.ndarray, truth: np.ndarray, margin: float) -> tuple[np.n
     return further * _above(scores, scores), further
 
 
-def episode_scores(episodes: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def episode_scores(episodes: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame,
+                   tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """One row an episode of the tables that `load_trajectories` and `load_scores` give, with
 
     final      the last score that was paid (0 where none was), total: the sum of all
     spearman   within the episode, of score and true progress; 0 for a constant score, NaN for constant progress
     partial    the same given time (see `partial_spearman`)
 
-    Episodes of tasks that were not scored are left out. InputError for scores of steps that no episode has.
+    Episodes of other tasks than `tasks` (default: those of which there are scores) are left out. InputError for scores of steps that no episode has.
     """
     joined = scores.merge(steps, on=["task", "episode", "step"], how="left", validate="one_to_one")
     if joined["progress"].isna().any():
@@ -90,7 +91,7 @@ def episode_scores(episodes: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataF
         rows[key] = {"final": score[-1], "total": score.sum(),
                      "spearman": 0.0 if moving and np.isnan(plain) else plain,
                      "partial": partial_spearman(score, truth, when) if moving else np.nan}
-    table = episodes[episodes["task"].isin(scores["task"].unique())].reset_index(drop=True)
+    table = episodes[episodes["task"].isin(scores["task"].unique() if tasks is None else tasks)].reset_index(drop=True)
     found = pd.DataFrame([rows.get(key, {"final": 0.0, "total": 0.0, "spearman": np.nan, "partial": np.nan})
                           for key in zip(table["task"], table["episode"], strict=True)])
     return pd.concat([table, found], axis=1)

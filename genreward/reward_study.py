@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -29,10 +30,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from . import demos, envs, errors, files, profiles, results
-from .encoders import get_encoder
+from . import demos, errors, files, profiles, results
 from .errors import InputError
-from .forward_backward import ForwardBackward, collect_exploration, near_object_policy, train_fb
+from .forward_backward import ForwardBackward, train_fb
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import (
@@ -118,6 +118,11 @@ class Parts:
         return load_scorer(self.profile)
 
     @functools.cache  # noqa: B019  (one object a call of the command line)
+    def video_text(self, folder: Path) -> Any:
+        """RoboCLIP's video-text encoder."""
+        return _module("roboclip").load(folder, device=self.profile.device)
+
+    @functools.cache  # noqa: B019
     def goal(self, task: str) -> Goal:
         """The generated goal of a task."""
         return Goal.load(self.where.goals / task)
@@ -139,12 +144,12 @@ class Parts:
         return mean_latent(self.plain_video_model, np.stack([
             clips.frames(int(i), self.profile.video.num_frames, self.profile.video.image_size) for i in chosen]))
 
-    @functools.cache  # noqa: B019
-    def encoder(self, task: str) -> Memo:
-        """psi of the study's F and B."""
-        encoder = get_encoder(self.profile.fb.encoder, video_model=self.plain_video_model,
-                              components=self.profile.fb.components, pca=_fb_file(self.profile, task, "encoder.npz"))
-        return self._memo(encoder)
+    @functools.cached_property
+    def encoder(self) -> Memo:
+        """psi, which F and B of all tasks share."""
+        from .pipeline import load_encoder
+
+        return self._memo(load_encoder(self.profile))
 
     @functools.cache  # noqa: B019
     def fb(self, task: str, variant: str) -> ForwardBackward:
@@ -170,6 +175,7 @@ class Entry:
     group: str = "published"
 
 
+PUBLISHED = ("roboclip", "vlm_rm", "liv", "viper", "diffusion_reward", "tadpole")
 FB_VARIANTS = {"goal": ("goal", True), "buffer": ("buffer", True), "goal_no_action": ("goal", False),
                "buffer_no_action": ("buffer", False)}
 
@@ -195,8 +201,8 @@ def _needs_video(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
 def _needs_fb(*variants: str) -> Callable[[profiles.Paths, str], list[tuple[Path, str]]]:
     def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
         command = f"python -m genreward.reward_study fb --profile {where.results.name} --tasks {task}"
-        return [*_needs_video(where, task), *((where.build / "study" / "fb" / f"{task}-{name}", command)
-                                              for name in ("encoder.npz", *(f"{one}.pt" for one in variants)))]
+        return [*_needs_video(where, task), (where.psi, _stage(where, "fb")),
+                *((where.build / "study" / "fb" / f"{task}-{one}.pt", command) for one in variants)]
     return needs
 
 
@@ -215,22 +221,21 @@ def _video(centring: str, oracle: bool = False) -> Entry:
 
     def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
         more = {"mean": [(where.demos / "metadata.jsonl", f"python -m genreward.demos --profile {where.results.name}")]}
-        real = [(where.in_domain_demos / "metadata.jsonl",
-                 f"python -m genreward.demos --profile {where.results.name} --in-domain")]
-        return [*_needs_video(where, task), *more.get(centring, []), *(real if oracle else [])]
+        return [*_needs_video(where, task), *more.get(centring, []),
+                *(_needs_demonstration(where, task) if oracle else [])]
     return Entry("genreward_video", make, needs, "genreward")
 
 
 def _frame(variant: str) -> Entry:
     return Entry("genreward_frame", lambda parts, task: make_reward(
-        "genreward_frame", {"goal": parts.goal(task), "fb": parts.fb(task, variant), "encoder": parts.encoder(task)},
+        "genreward_frame", {"goal": parts.goal(task), "fb": parts.fb(task, variant), "encoder": parts.encoder},
         beta=1.0, interval=1, frame_paid="every_step"), _needs_fb(variant), "genreward")
 
 
 def _both(name: str, variant: str) -> Entry:
     def make(parts: Parts, task: str) -> RewardModel:
         given = {"goal": parts.goal(task), "video_model": parts.video_model, "fb": parts.fb(task, variant),
-                 "encoder": parts.encoder(task)}
+                 "encoder": parts.encoder}
         numbers = parts.profile.reward
         weights = {"alpha": numbers.alpha, "beta": numbers.beta} if name == "genreward" else {}
         model = make_reward(name, given, interval=parts.config.interval, **weights)
@@ -238,6 +243,60 @@ def _both(name: str, variant: str) -> Entry:
             model.load_state_dict(files.read_json(_fb_file(parts.profile, task, f"{variant}-normaliser.json")))
         return model
     return Entry(name, make, _needs_fb(variant), "genreward")
+
+
+def _published(module: str, make: Callable[[Any, Path, Parts, str], RewardModel], reward: str | None = None,
+               more: Callable[[profiles.Paths, str], list[tuple[Path, str]]] = _needs_goal, beside: tuple[str, ...] = ()
+               ) -> Entry:
+    """A model of `genreward.rewards.<module>` with weights of its own in results/<profile>/weights/rewards/<module>
+    (and in the folders `beside` that one); make: (the module, its folder, parts, task) -> the model."""
+    def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+        command = f"python -m genreward.rewards.{module} train --profile {where.results.name}"
+        return [*((where.weights / "rewards" / name, command) for name in (module, *beside)), *more(where, task)]
+
+    def build(parts: Parts, task: str) -> RewardModel:
+        return make(_module(module), parts.where.weights / "rewards" / module, parts, task)
+    return Entry(reward or module, build, needs)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".rewards.{name}", __package__)
+
+
+def _needs_scorer(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+    from_hub = profiles.get_profile(where.results.name).clip.pretrained is not None
+    return [*([] if from_hub else [(where.scorer, _stage(where, "scorer"))]), *_needs_goal(where, task)]
+
+
+def _needs_demonstration(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
+    return [(where.in_domain_demos / "metadata.jsonl",
+             f"python -m genreward.demos --profile {where.results.name} --in-domain")]
+
+
+def _roboclip(module: Any, folder: Path, parts: Parts, task: str) -> RewardModel:
+    shown = module.demonstration(parts.where.in_domain_demos, task, parts.profile.video.image_size)
+    return make_reward("roboclip", {"video_text": parts.video_text(folder), "demonstration": shown},
+                       every=parts.config.interval)
+
+
+def _roboclip_text(module: Any, folder: Path, parts: Parts, task: str) -> RewardModel:
+    return make_reward("roboclip_text", {"video_text": parts.video_text(folder), "goal": parts.goal(task)},
+                       every=parts.config.interval)
+
+
+def _vlm_rm(parts: Parts, task: str) -> RewardModel:
+    _module("vlm_rm")
+    return make_reward("vlm_rm", {"goal": parts.goal(task), "scorer": parts.scorer}, task=task)
+
+
+def _video_tadpole(parts: Parts, task: str) -> RewardModel:
+    _module("tadpole")
+    return make_reward("video_tadpole", {"video_model": parts.plain_video_model, "goal": parts.goal(task)},
+                       interval=parts.config.interval)
+
+
+def _of_tokens(module: Any, folder: Path, parts: Parts, task: str) -> RewardModel:
+    return module.load(folder, stride=max(1, _module("tokens").SPACING // parts.config.stride))
 
 
 MODELS: dict[str, Entry] = {
@@ -248,6 +307,16 @@ MODELS: dict[str, Entry] = {
     "random": Entry("random", lambda parts, task: make_reward("random"), group="control"),
     "pixel_cosine": _pixels(),
     "pixel_cosine_first": _pixels(centring="first"),
+    "roboclip": _published("roboclip", _roboclip, more=_needs_demonstration),
+    "roboclip_text": _published("roboclip", _roboclip_text, "roboclip_text"),
+    "vlm_rm": Entry("vlm_rm", _vlm_rm, _needs_scorer),
+    "liv": _published("liv", lambda module, folder, parts, task: make_reward(
+        "liv", {"goal": parts.goal(task), "liv": module.load(folder, scorer=parts.scorer)}), more=_needs_scorer),
+    "viper": _published("viper", _of_tokens, more=lambda where, task: [], beside=("tokens",)),
+    "diffusion_reward": _published("diffusion_reward", _of_tokens, more=lambda where, task: [], beside=("tokens",)),
+    "tadpole": _published("tadpole", lambda module, folder, parts, task: module.load(
+        folder, goal=parts.goal(task), interval=1)),
+    "video_tadpole": Entry("video_tadpole", _video_tadpole, _needs_video),
     "genreward": _both("genreward", "goal"),
     "genreward_sound": _both("genreward_sound", "buffer"),
     "genreward_video": _video("none"),
@@ -281,8 +350,9 @@ def build_models(profile: str | Profile, task: str, names: Sequence[str] | None 
 
 def make_fb(profile: str | Profile, tasks: Sequence[str] | None = None, variants: Sequence[str] = tuple(FB_VARIANTS)
             ) -> None:
-    """Train F, B and pi_z of every variant on the same task-free exploration, a file a task and variant, in
-    build/<profile>/study/fb; what is there and was made with the same VAE and goal is passed over."""
+    """Train F, B and pi_z of every variant on the same task-free exploration and for the same number of updates
+    (`StudyConfig.fb_updates`), a file a task and variant, in build/<profile>/study/fb; what is there and was made with
+    the same psi and goal is passed over."""
     profile = profiles.get_profile(profile)
     config, where, parts = get_config(profile), profiles.paths(profile), Parts(profile)
     for task in tasks or config.tasks:
@@ -292,12 +362,11 @@ def make_fb(profile: str | Profile, tasks: Sequence[str] | None = None, variants
         if variant not in FB_VARIANTS:
             raise errors.unknown("variant of F and B", variant, FB_VARIANTS)
     for task in tasks or config.tasks:
-        for path, command in _needs_video(where, task):
+        for path, command in _needs_fb()(where, task):
             if not path.exists():
                 raise InputError(f"{path.relative_to(where.root).as_posix()} is missing; make it with: {command}")
     for task in tasks or config.tasks:
-        made_from = files.digest(*(path for path, _ in _needs_video(where, task)), vars(profile.fb), config.fb_steps,
-                                 config.fb_updates)
+        made_from = files.digest(*(path for path, _ in _needs_fb()(where, task)), vars(profile.fb), config.fb_updates)
         record = _fb_file(profile, task, "made.json")
         if record.is_file() and files.read_json(record)["made_from"] == made_from:
             done = [one for one in variants if _fb_file(profile, task, f"{one}-normaliser.json").is_file()]
@@ -313,31 +382,21 @@ def make_fb(profile: str | Profile, tasks: Sequence[str] | None = None, variants
 
 
 def _train_fb(parts: Parts, task: str, variants: Sequence[str]) -> None:
-    profile, config = parts.profile, parts.config
-    steps, updates = (min(pair) for pair in ((config.fb_steps, profile.fb.exploration_steps),
-                                             (config.fb_updates, profile.fb.updates)))
-    encoder = get_encoder(profile.fb.encoder, video_model=parts.plain_video_model, components=profile.fb.components)
-    axes = _fb_file(profile, task, "encoder.npz")
-    size = profile.video.image_size
-    if axes.is_file():
-        encoder.load_pca(axes)
-    else:
-        env = envs.make_env(task, seed=config.seed, size=size)
-        rng, frames = np.random.default_rng([config.seed, 2]), []
-        while sum(map(len, frames)) < min(512, steps):
-            frames.append(envs.rollout(env, near_object_policy(rng), steps=128).frames)
-        env.close()
-        encoder.fit(np.concatenate(frames)).save(axes)
-    replay = collect_exploration(lambda seed: envs.make_env(task, seed=seed, size=size), steps, config.seed + 1,
-                                 encoder, near_object_policy)
+    from .pipeline import exploration, load_encoder
+
+    profile = parts.profile
+    encoder = load_encoder(profile)
+    replay = exploration(profile, task, encoder)
     goal = encoder.encode(parts.goal(task).frame[None])[0]
     for variant in variants:
         targets, action_aware = FB_VARIANTS[variant]
-        fb = ForwardBackward(encoder.dim, 4, replace(profile.fb, fb_targets=targets, action_aware=action_aware,
-                                                     updates=updates), seed=0, device=profile.device)
+        fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], replace(
+            profile.fb, fb_targets=targets, action_aware=action_aware,
+            updates=min(parts.config.fb_updates, profile.fb.updates)), seed=0, device=profile.device)
         train_fb(fb, replay, goal=goal if targets == "goal" else None)
-        fb.freeze()
-        fb.save(_fb_file(profile, task, f"{variant}.pt"), resume=False)
+        path = _fb_file(profile, task, f"{variant}.pt")
+        fb.save(path, resume=False)
+        fb = ForwardBackward.load(path, device=profile.device)  # as it will be used: saved in less precision
         files.write_json(_fb_file(profile, task, f"{variant}-normaliser.json"),
                          asdict(fb.reward_normaliser(replay["features"], replay["actions"], goal)))
 
@@ -421,7 +480,11 @@ def _scored(profile: Profile, name: str, task: str, weights: str) -> bool:
 
 
 def paid_steps(model: RewardModel, steps: int) -> np.ndarray:
-    """The steps (1-based) of an episode at which all of the model's terms are due: every `interval`-th."""
+    """The steps (1-based) of an episode at which all of the model's terms are due: every `interval`-th; for a model
+    that pays at the end, every `every`-th and the last."""
+    if hasattr(model, "every"):
+        return np.unique(np.append(np.arange(model.every, steps + 1, model.every) if model.every else [], steps)
+                         ).astype(int)
     return np.arange(model.interval, steps + 1, model.interval)
 
 
@@ -533,7 +596,10 @@ def quality(profile: str | Profile, models: Sequence[str] | None = None) -> pd.D
         raise InputError(f"no model has been scored yet; do it with: python -m genreward.reward_study score --profile "
                          f"{profiles.get_profile(profile).name}")
     episodes, steps = load_trajectories(profile)
-    tables = [quality_of(name, episode_scores(episodes, steps, load_scores(profile, name)[0])) for name in names]
+    tables = []
+    for name in names:
+        scores, made = load_scores(profile, name)
+        tables.append(quality_of(name, episode_scores(episodes, steps, scores, list(made["tasks"]))))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -557,6 +623,8 @@ def table1(profile: str | Profile) -> pd.DataFrame:
     """The paper's Table 1 from the properties of the registered rewards that the study knows, with citation and
     deviations, and whether scores are on record."""
     there = set(scored_models(profile))
+    for module in PUBLISHED:
+        _module(module)  # which registers its rewards
     known = properties_table()
     rows = []
     for reward in dict.fromkeys(entry.reward for entry in MODELS.values()):

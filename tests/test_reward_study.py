@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from genreward import demos, envs, errors, files, goals, profiles, reward_episodes, reward_study, rewards
+from genreward import demos, envs, errors, files, goals, pipeline, profiles, reward_episodes, reward_study, rewards
 from genreward.errors import InputError
 from genreward.reward_episodes import FAKES, KINDS, LOOKS, OUTCOMES, StudyConfig, progress
 from genreward.reward_metrics import (
@@ -521,10 +521,23 @@ def test_what_is_shared_is_computed_once_and_charged_to_everyone():
 
 
 def test_every_entry_is_made_from_a_registered_reward():
-    assert {entry.reward for entry in reward_study.MODELS.values()} <= set(rewards.available())
     table = reward_study.table1("smoke").set_index("reward")
+    assert {entry.reward for entry in reward_study.MODELS.values()} == set(table.index) <= set(rewards.available())
     assert table.loc["genreward", ["demo-free", "generated", "action-aware"]].all()
     assert not table.loc["dense", "scored"] and table.loc["dense", "citation"]
+
+
+def test_paid_steps_are_those_that_are_due():
+    class Model:
+        interval = 3
+
+    model = Model()
+    assert reward_study.paid_steps(model, 10).tolist() == [3, 6, 9]
+    model.every = 4
+    assert reward_study.paid_steps(model, 10).tolist() == [4, 8, 10]
+    assert reward_study.paid_steps(model, 8).tolist() == [4, 8]
+    model.every = None
+    assert reward_study.paid_steps(model, 10).tolist() == [10]
 
 
 # ---- F and B of the variants
@@ -536,44 +549,35 @@ def test_variants_of_f_and_b_share_their_exploration(pixels, monkeypatch):
     class Psi:
         dim = 3
 
-        def fit(self, frames):
-            return self
-
-        def save(self, path):
-            files.write_json(path, {})
-
-        def load_pca(self, path):
-            return self
-
         def encode(self, frames):
             return frames.mean(axis=(1, 2)).astype(np.float32)
 
-    def explore(factory, steps, seed, encoder, explorer):
-        collected.append(steps)
-        draw = rng(seed)
-        features = draw.uniform(0, 255, (steps, 3)).astype(np.float32)
-        return {"features": features, "actions": draw.uniform(-1, 1, (steps, 4)).astype(np.float32),
+    def explore(profile, task, encoder):
+        collected.append(task)
+        draw = rng(1)
+        features = draw.uniform(0, 255, (70, 3)).astype(np.float32)
+        return {"features": features, "actions": draw.uniform(-1, 1, (70, 4)).astype(np.float32),
                 "next_features": np.roll(features, -1, 0)}
 
-    monkeypatch.setattr(reward_study, "get_encoder", lambda *_, **__: Psi())
-    monkeypatch.setattr(reward_study, "collect_exploration", explore)
-    monkeypatch.setattr(reward_study.Parts, "plain_video_model", None)
-    monkeypatch.setitem(reward_episodes._CONFIGS, "smoke", replace(TINY, fb_steps=70, fb_updates=3))
+    monkeypatch.setattr(pipeline, "load_encoder", lambda profile: Psi())
+    monkeypatch.setattr(pipeline, "exploration", explore)
+    monkeypatch.setitem(reward_episodes._CONFIGS, "smoke", replace(TINY, fb_updates=3))
     with pytest.raises(InputError, match="results/smoke/weights/video_model/vae is missing"):
         reward_study.make_fb("smoke")
     (pixels.video_model / "vae").mkdir(parents=True)
+    files.write_json(pixels.psi, {})
     reward_study.make_fb("smoke", ["pick-place"])
-    assert collected == [70]
+    assert collected == ["pick-place"]
     parts = reward_study.Parts("smoke")
     for variant, (targets, action_aware) in reward_study.FB_VARIANTS.items():
         config = parts.fb("pick-place", variant).config
         assert (config.fb_targets, config.action_aware, config.updates) == (targets, action_aware, 3)
         assert reward_study.lacking("smoke", f"genreward_frame_{variant}", "pick-place") is None
     reward_study.make_fb("smoke", ["pick-place"])
-    assert collected == [70]
+    assert collected == ["pick-place"]
     (reward_episodes.study_folder("smoke") / "fb" / "pick-place-goal-normaliser.json").unlink()
     reward_study.make_fb("smoke", ["pick-place"])
-    assert collected == [70, 70]  # only the variant that is missing is trained
+    assert collected == ["pick-place"] * 2  # only the variant that is missing is trained
     lack = reward_study.lacking("smoke", "genreward_sound", "shelf-place")
     assert lack.endswith("make it with: python -m genreward.reward_study fb --profile smoke --tasks shelf-place")
     for given, name in ((["reach"], "task of the study"), (["pick-place"], "variant of F and B")):
