@@ -12,9 +12,11 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import envs, errors, files, profiles, results
+from . import code_identity, envs, errors, files, locks, profiles, results
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .forward_backward import ForwardBackward
 from .goals import Goal
 from .profiles import Profile
-from .rewards import GoalRewardEnv, make_reward
+from .rewards import GoalRewardEnv, get_reward, make_reward
 from .rewards.base import RewardModel
 from .tasks import get_task
 
 FORMAT = "genreward.training.v1"
-AGENTS = ("sac", "dreamer")
+AGENTS = ("sac", "dreamer", "zero_shot")  # the last learns nothing: F and B's own policy, toward the goal frame
+# What of this module decides a run's numbers. The rest names, loads and keeps; what it hands over is in the identity.
+DECISIVE = ("OnlineFB", "build_env", "evaluate", "_agent", "_learn_dreamer", "_policy")
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,19 @@ METHODS: dict[str, Method] = {
                     "sparse + the video-level term as printed"),
     "frame": Method("sparse", "genreward_frame", ("goal", "fb", "encoder"), "online",
                     "sparse + the frame-level term as printed"),
+    "fb_zero_shot": Method("sparse", "sparse", ("goal", "fb", "encoder"), "explored",
+                           "no reward and no learning: F and B's own policy pi_z toward the goal frame"),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides a run's numbers, but for the files that it reads (the goal, the weights)."""
+    """Everything that decides a run's numbers, but for the files that it reads (the goal, the weights) and the code.
+
+    changes: what differs from the profile and the method, as (name, value): a number of the profile by its dotted name
+    ("reward.alpha", "fb.action_aware"); ("goal", source) for another goal than the profile's own; ("distraction",
+    "all-easy-dynamic") for pictures with those distractions (kind, difficulty, static or dynamic).
+    """
 
     task: str
     method: str
@@ -79,26 +90,48 @@ class Run:
     profile: str = "laptop"
     experiment: str = "laptop"
     steps: int | None = None  # environment steps; None: the profile's
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """The changes as a part of names: "" or "+alpha-0.1+no_action_aware"."""
+        return "".join(f"+{_change_name(name, value)}" for name, value in self.changes)
 
     @property
     def run_id(self) -> str:
         """The name of the run's files."""
-        return f"{self.experiment}-{self.task}-{self.agent}-{self.method}-s{self.seed}"
+        return f"{self.experiment}-{self.task}-{self.agent}-{self.method}{self.variant}-s{self.seed}"
 
     @property
     def label(self) -> str:
-        """The name of the curve: SAC's is the method's alone, another agent stands before it."""
-        return self.method if self.agent == "sac" else f"{self.agent}_{self.method}"
+        """The name of the curve: DreamerV3's has the agent's name before the method's, a variant's its changes after.
+        """
+        return f"{'dreamer_' if self.agent == 'dreamer' else ''}{self.method}{self.variant}"
+
+    @property
+    def goal_source(self) -> str | None:
+        """Where the goal comes from, when it is not the profile's own."""
+        return dict(self.changes).get("goal")
+
+
+def _change_name(name: str, value: Any) -> str:
+    short = name.rpartition(".")[2]
+    if isinstance(value, bool):
+        return short if value else f"no_{short}"
+    return f"{short}-{value}"
 
 
 def check_run(run: Run) -> Profile:
     """The run's profile, or an InputError that names what is wrong with the run."""
     get_task(run.task)
-    profile = profiles.get_profile(run.profile)
+    profile = _changed(profiles.get_profile(run.profile), run.changes)
     if run.method not in METHODS:
         raise errors.unknown("method", run.method, METHODS)
     if run.agent not in AGENTS:
         raise errors.unknown("agent", run.agent, AGENTS)
+    if (run.agent == "zero_shot") != (run.method == "fb_zero_shot"):
+        raise InputError(f"method {run.method!r} does not go with agent {run.agent!r}; valid: fb_zero_shot with "
+                         "zero_shot, every other method with sac or dreamer")
     if run.seed < 0:
         raise InputError(f"seed must be at least 0, got {run.seed}")
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
@@ -108,8 +141,49 @@ def check_run(run: Run) -> Profile:
     return profile
 
 
+def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
+    """The profile with a run's changes; an unknown name or a value of another type is an InputError."""
+    for name, value in changes:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", _change_name(name, value)):
+            raise InputError(f"the change {name} = {value!r} does not make a file name; valid values: numbers, truth "
+                             "values, words of letters, digits, '.', '_', '-'")
+        if name == "goal":
+            continue
+        if name == "distraction":
+            _distraction(changes)
+            continue
+        section, _, field = name.partition(".")
+        inner = getattr(profile, section, None)
+        if not is_dataclass(inner):
+            raise errors.unknown("change", name, ["goal", "distraction", *(f"{part.name}.…" for part in fields(profile)
+                                                           if is_dataclass(getattr(profile, part.name)))])
+        if field not in {part.name for part in fields(inner)}:
+            raise errors.unknown("change", name, [f"{section}.{part.name}" for part in fields(inner)])
+        known = getattr(inner, field)
+        if isinstance(known, bool) != isinstance(value, bool) or (isinstance(known, str) != isinstance(value, str)):
+            raise InputError(f"the change {name} = {value!r} is of another kind than the profile's {known!r}")
+        profile = replace(profile, **{section: replace(inner, **{field: value})})
+    return profile
+
+
+def _distraction(changes: tuple[tuple[str, Any], ...]) -> Any:
+    """The `distractions.Distraction` among a run's changes, or None; InputError for one that there is not."""
+    name = dict(changes).get("distraction")
+    if name is None:
+        return None
+    from .distractions import Distraction
+
+    kind, difficulty, movement = [*str(name).split("-"), "", ""][:3]
+    if movement not in ("static", "dynamic"):
+        raise InputError(f"unknown distraction {name!r}; valid: kind-difficulty-static or kind-difficulty-dynamic, "
+                         "e.g. all-easy-dynamic")
+    return Distraction(kind, difficulty, movement == "dynamic")
+
+
 def total_steps(run: Run, profile: Profile) -> int:
     """Environment steps of a run."""
+    if run.agent == "zero_shot":
+        return 0
     if run.steps is not None:
         return run.steps
     return profile.run.sac_steps if run.agent == "sac" else profile.run.dreamer_steps
@@ -180,24 +254,17 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     from .encoders import get_encoder
     from .video_model import VideoModel
 
-    method, where = METHODS[run.method], profiles.paths(profile)
+    method, needed = METHODS[run.method], required(run, profile)
     parts: dict[str, Any] = {}
-    if "goal" in method.needs:
-        folder = where.goals / run.task
-        _must_exist(folder, f"the goal of {run.task!r}", profile.name, "goals")
-        parts["goal"] = Goal.load(folder)
-    if "video_model" in method.needs or "encoder" in method.needs:
-        _must_exist(where.video_model, "the video model", profile.name, "video_model")
-        parts["video_model"] = VideoModel.load(where.video_model, device=profile.device)
-    if "encoder" in method.needs:
-        path = where.fb / f"{run.task}-encoder.npz"
-        _must_exist(path, "the encoder psi", profile.name, "fb")
+    if "goal" in needed:
+        parts["goal"] = Goal.load(needed["goal"])
+    if "video_model" in needed:
+        parts["video_model"] = VideoModel.load(needed["video_model"], device=profile.device)
+    if "encoder" in needed:
         parts["encoder"] = get_encoder(profile.fb.encoder, video_model=parts["video_model"],
-                                       components=profile.fb.components).load_pca(path)
+                                       components=profile.fb.components).load_pca(needed["encoder"])
     if method.fb == "explored":
-        path = where.fb / f"{run.task}.pt"
-        _must_exist(path, f"the forward-backward model of {run.task!r}", profile.name, "fb")
-        parts["fb"] = ForwardBackward.load(path, device=profile.device)
+        parts["fb"] = ForwardBackward.load(needed["fb"], device=profile.device)
         parts["fb"].freeze()
     elif method.fb == "online":
         config = replace(profile.fb, fb_targets="goal", next_action="policy")
@@ -205,32 +272,66 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     return parts
 
 
-def _must_exist(path: Path, what: str, profile: str, stage: str) -> None:
-    if not path.exists():
-        raise InputError(f"{what} is missing ({path.name}); make it with: "
-                         f"python -m genreward.pipeline --profile {profile} --only {stage}")
+def required(run: Run, profile: Profile) -> dict[str, Path]:
+    """The files and folders that the run's method reads, by part; a missing one is an InputError that names it and the
+    command which makes it."""
+    method, where = METHODS[run.method], profiles.paths(profile)
+    # F and B (and psi) depend on their own settings, the normaliser on the goal too
+    own = "".join(f"+{_change_name(name, value)}" for name, value in run.changes if name.startswith("fb."))
+    source = f"+goal-{run.goal_source}" if run.goal_source else ""
+    needed: dict[str, Path] = {}
+
+    def need(part: str, path: Path, what: str, stage: str) -> None:
+        if not path.exists():
+            changed = own if stage == "fb" else source
+            command = (f"python -m genreward.pipeline --profile {profile.name} --only {stage}" if not changed and
+                       not (stage == "fb" and source) else
+                       f"python -m genreward.experiments parts --profile {profile.name}")
+            raise InputError(f"{what} is missing ({path.name}); make it with: {command}")
+        needed[part] = path
+
+    if "goal" in method.needs:
+        folder = where.results / "goal_sources" / run.goal_source if run.goal_source else where.goals
+        need("goal", folder / run.task, f"the goal of {run.task!r}"
+             + (f" from the source {run.goal_source!r}" if run.goal_source else ""), "goals")
+    if "video_model" in method.needs or "encoder" in method.needs:
+        need("video_model", where.video_model, "the video model", "video_model")
+    if "encoder" in method.needs:
+        # one psi for all tasks, unless its settings are the run's own
+        need("encoder", where.fb / f"{run.task}{own}-encoder.npz" if own else where.psi, "the encoder psi", "fb")
+    if method.fb == "explored":
+        need("fb", where.fb / f"{run.task}{own}.pt", f"the forward-backward model of {run.task!r}", "fb")
+        if method.reward != "sparse":
+            need("normaliser", where.fb / f"{run.task}{own}{source}-normaliser.json", f"the normaliser of {run.task!r}",
+                 "fb")
+    return needed
+
+
+def reward_settings(run: Run, profile: Profile) -> dict[str, Any]:
+    """The weights and intervals that the run's reward model is made with."""
+    numbers = profile.reward
+    return {"genreward": {"alpha": numbers.alpha, "beta": numbers.beta, "interval": numbers.interval},
+            "genreward_video": {"alpha": numbers.alpha, "interval": numbers.interval},
+            "genreward_frame": {"beta": numbers.beta, "interval": numbers.interval},
+            "genreward_sound": {"alpha": numbers.sound_alpha, "beta": numbers.sound_beta,
+                                "interval": numbers.interval}}.get(METHODS[run.method].reward, {})
 
 
 def build_reward(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardModel:
     """The reward model of the run's method, with the profile's weights."""
-    method, numbers = METHODS[run.method], profile.reward
-    weights = {"genreward": {"alpha": numbers.alpha, "beta": numbers.beta, "interval": numbers.interval},
-               "genreward_video": {"alpha": numbers.alpha, "interval": numbers.interval},
-               "genreward_frame": {"beta": numbers.beta, "interval": numbers.interval},
-               "genreward_sound": {"alpha": numbers.sound_alpha, "beta": numbers.sound_beta,
-                                   "interval": numbers.interval}}.get(method.reward, {})
-    model = make_reward(method.reward, {name: parts.get(name) for name in method.needs}, **weights)
+    method = METHODS[run.method]
+    given = {name: parts.get(name) for name in method.needs}
+    model = make_reward(method.reward, given, **reward_settings(run, profile))
     if method.fb == "explored":
-        path = profiles.paths(profile).fb / f"{run.task}-normaliser.json"
-        _must_exist(path, f"the normaliser of {run.task!r}", profile.name, "fb")
-        model.load_state_dict(files.read_json(path))
+        model.load_state_dict(files.read_json(required(run, profile)["normaliser"]))
     return model
 
 
 def build_env(run: Run, profile: Profile, parts: dict[str, Any], reward: RewardModel) -> GoalRewardEnv | OnlineFB:
     """The training environment: the task, the pay, and F and B learning around it where the method asks for that."""
     method = METHODS[run.method]
-    task = envs.make_env(run.task, seed=run.seed, episode_steps=profile.episode_steps, size=profile.image_size)
+    task = envs.make_env(run.task, seed=run.seed, episode_steps=profile.episode_steps, size=profile.image_size,
+                         distraction=_distraction(run.changes))
     env = GoalRewardEnv(task, reward, env_reward=method.env_reward, sparse_interval=profile.reward.sparse_interval)
     if method.fb == "online":
         return OnlineFB(env, parts["fb"], profile.run.fb_train_until, profile.run.prefill, run.seed)
@@ -276,12 +377,13 @@ def _learn_dreamer(agent: Any, env: gymnasium.Env, pixels: bool, steps: int, tak
 
 
 def evaluate(act: Callable[[np.ndarray, bool], np.ndarray], task: str, seed: int, episodes: int,
-             episode_steps: int = 256, pixels: bool = False, size: int = 64) -> dict[str, float]:
+             episode_steps: int = 256, pixels: bool = False, size: int = 64, distraction: Any = None
+             ) -> dict[str, float]:
     """Mean dense return and share of episodes with success at any point, over `episodes` with seeds of their own.
 
     act  (observation or frame, whether an episode begins) -> action
     """
-    env = envs.make_env(task, seed=seed, split="eval", episode_steps=episode_steps, size=size)
+    env = envs.make_env(task, seed=seed, split="eval", episode_steps=episode_steps, size=size, distraction=distraction)
     returns, success = [], []
     try:
         for _ in range(episodes):
@@ -314,64 +416,148 @@ def _policy(run: Run, agent: Any) -> Callable[[np.ndarray, bool], np.ndarray]:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
+class Stale(InputError):
+    """A record or checkpoint of the run's name that was made otherwise: other numbers, files or code."""
+
+
 def identity(run: Run, profile: Profile) -> dict[str, Any]:
-    """What a checkpoint must agree with: the run, the numbers it depends on and the files that it reads."""
-    method, where = METHODS[run.method], profiles.paths(profile)
-    inputs: dict[str, str] = {}
-    if "goal" in method.needs:
-        inputs["goal"] = files.digest(where.goals / run.task)
-    if "video_model" in method.needs or "encoder" in method.needs:
-        inputs["video_model"] = files.digest(where.video_model)
-    if method.fb:
-        inputs["encoder"] = files.digest(where.fb / f"{run.task}-encoder.npz")
-    if method.fb == "explored":
-        inputs["fb"] = files.digest(where.fb / f"{run.task}.pt")
-        inputs["normaliser"] = files.digest(where.fb / f"{run.task}-normaliser.json")
+    """What a checkpoint must agree with: the run, the numbers it depends on, the files that it reads and the code.
+
+    The code is that of the environment, the agent, the reward model and everything that they import from the package,
+    a digest a module (`code_identity`). Versions of libraries are not in it, but in the record's provenance.
+    """
+    method = METHODS[run.method]
     numbers: dict[str, Any] = {
         "episode_steps": profile.episode_steps, "evaluate_every": profile.run.evaluate_every,
         "evaluation_episodes": profile.run.evaluation_episodes, "sparse_interval": profile.reward.sparse_interval,
-        run.agent: getattr(profile, run.agent)}
+        "method": {**asdict(method), "what": ""}, "task": get_task(run.task)}
+    if run.agent != "zero_shot":
+        numbers[run.agent] = getattr(profile, run.agent)
     if method.needs:
-        numbers["reward"] = profile.reward
+        numbers["reward"] = reward_settings(run, profile)
     if method.fb:
         numbers["fb"] = profile.fb
     if method.fb == "online":
         numbers["fb_train_until"] = [profile.run.fb_train_until, profile.run.prefill]
     described = asdict(run)
     described.pop("steps")  # a run may be taken further
+    described["changes"] = dict(run.changes)
+    roots = ["envs", "rewards.base", get_reward(method.reward).__module__]
+    decisive = DECISIVE
+    if run.agent == "zero_shot":
+        decisive = ("evaluate", "_zero_shot")
+    else:
+        roots.append(f"agents.{run.agent}")
+    if "goal" in method.needs:
+        roots.append("goals")
+    if method.fb:
+        roots += ["encoders", "forward_backward"]
     return {"run": described, "numbers": {key: files.digest(value) for key, value in numbers.items()},
-            "inputs": inputs}
+            "inputs": {part: _input_digest(path) for part, path in required(run, profile).items()},
+            "code": {**code_identity.digests(roots), "training": code_identity.digest_of("training", decisive)}}
 
 
-def train_agent(run: Run, progress: bool = True, folder: Path | None = None, parts: dict[str, Any] | None = None
-                ) -> Path:
+def _input_digest(path: Path) -> str:
+    """`files.digest` of a file or folder, worked out once as long as no file in it changes its size or time."""
+    inside = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return _digest_of_state(path, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside))
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_state(path: Path, state: tuple) -> str:
+    return files.digest(path)
+
+
+def examine(run: Run, folder: Path | None = None, accept_code: bool = False) -> tuple[str, str]:
+    """How a run stands, and why, from its record and checkpoint: nothing is trained and nothing is changed.
+
+    "done"; "partial" (begun, to be continued); "missing" (not begun); "damaged" (the record is cut short or was edited:
+    training puts it right, from the checkpoint where there is one); "stale" (made with other numbers, files or, unless
+    `accept_code`, other code; the reason names what differs); "blocked" (something that it reads is not there yet).
+    """
+    profile = check_run(run)
+    where = profiles.paths(profile)
+    table = (folder or where.runs) / f"{run.run_id}.csv"
+    try:
+        me = identity(run, profile)
+    except InputError as problem:
+        return "blocked", str(problem)
+    if not table.is_file():
+        begun = (where.checkpoints / f"{run.run_id}.pt").is_file()
+        return ("partial", "a checkpoint without a record") if begun else ("missing", "")
+    try:
+        results.read_run(table)
+        kept = files.read_json(table.with_suffix(".json"))
+        _same(kept.get("identity"), me, table, accept_code)
+    except Stale as difference:
+        return "stale", str(difference)
+    except InputError as problem:
+        return "damaged", str(problem)
+    steps, wanted = int(kept.get("steps", 0)), total_steps(run, profile)
+    return ("done", "") if steps >= wanted else ("partial", f"{steps} of {wanted} steps")
+
+
+def train_agent(run: Run, progress: bool = True, folder: Path | None = None, parts: dict[str, Any] | None = None,
+                on_progress: Callable[[int, int, dict[str, float] | None], None] | None = None,
+                accept_code: bool = False) -> Path:
     """Train (or go on training) the run's agent; returns the table of its rows, `<folder>/<run_id>.csv`.
 
     Rows, one an evaluation: return (mean dense return of an episode), success (share of episodes), share_<term> (of all
-    that was paid since the start, in absolute value), seconds. A finished run returns at once. A checkpoint of other
-    numbers, weights or goal is an InputError that names the difference.
+    that was paid since the start, in absolute value), seconds. A finished run returns at once; one whose record was
+    damaged gets it back from its checkpoint, or begins anew where there is none. A record or checkpoint of other
+    numbers, weights, goal or code is an InputError that names the difference; with `accept_code`, other code is
+    accepted and the record says which codes took part. Another process at work on the same run is a `locks.Busy`.
+
+    on_progress: called with (steps taken, steps in all, None) after each step and with what was measured after each
+    evaluation.
     """
     profile = check_run(run)
     where = profiles.paths(profile)
     folder = folder or where.runs
-    checkpoint = where.checkpoints / f"{run.run_id}.pt"
+    with locks.hold(lock_path(run)):
+        for place in (folder, where.checkpoints):  # what a kill in the middle of writing left behind
+            for left_over in place.glob(f".{run.run_id}.*"):
+                left_over.unlink(missing_ok=True)
+        state, why = examine(run, folder, accept_code)
+        if state == "stale":
+            raise Stale(why)
+        if state == "done":
+            return folder / f"{run.run_id}.csv"
+        return _train(run, profile, folder, parts, progress, on_progress, accept_code)
+
+
+def lock_path(run: Run) -> Path:
+    """The lock of a run, held while it is being made."""
+    return profiles.paths(run.profile).build / "locks" / f"{run.run_id}.lock"
+
+
+def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | None, progress: bool,
+           on_progress: Callable[[int, int, dict[str, float] | None], None] | None, accept_code: bool) -> Path:
+    checkpoint = profiles.paths(profile).checkpoints / f"{run.run_id}.pt"
     steps, chunk = total_steps(run, profile), profile.run.evaluate_every
     table = folder / f"{run.run_id}.csv"
-    if table.is_file() and _finished(table, run, profile, steps):
-        return table
     parts = load_parts(run, profile) if parts is None else parts
     me = identity(run, profile)
+    if run.agent == "zero_shot":
+        began = time.perf_counter()
+        measured = _zero_shot(run, profile, parts)
+        seconds = time.perf_counter() - began
+        return _write(folder, run, _rows(run, 0, {**measured, "seconds": seconds}), me, seconds, 0)
     reward = build_reward(run, profile, parts)
     env = build_env(run, profile, parts, reward)
     online = env if isinstance(env, OnlineFB) else None
     ledger = (online.paid if online else env).ledger
     agent = _agent(run, profile, env)
     rows: list[dict[str, Any]] = []
+    earlier: list[dict[str, str]] = []  # codes, other than this one, under which a part of the run was made
     taken, seconds = 0, 0.0
     base: Any = env.unwrapped
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint)
-        _same(state.get("identity"), me, checkpoint)
+        _same(state.get("identity"), me, checkpoint, accept_code)
+        earlier = list(state.get("earlier_code", []))
+        if (code := state["identity"].get("code", {})) != me["code"]:
+            earlier.append(code)
         agent.load_state_dict(state["agent"])
         ledger.load_state_dict(state["ledger"])
         reward.load_state_dict(state["reward"])
@@ -381,62 +567,90 @@ def train_agent(run: Run, progress: bool = True, folder: Path | None = None, par
         rows, taken, seconds = state["rows"], state["taken"], state["seconds"]
     bar = tqdm(total=steps, initial=taken, desc=run.run_id, unit="step", disable=not progress)
     pixels = run.agent == "dreamer" and profile.dreamer.observation == "pixels"
+    count = taken
+
+    def on_step() -> None:
+        nonlocal count
+        count += 1
+        bar.update()
+        if on_progress:
+            on_progress(count, steps, None)
+
     try:
         while taken < steps:
             began = time.perf_counter()
             if run.agent == "sac":
-                agent.learn(chunk, bar.update)
+                agent.learn(chunk, on_step)
             else:
-                _learn_dreamer(agent, env, pixels, chunk, taken, bar.update)
+                _learn_dreamer(agent, env, pixels, chunk, taken, on_step)
             taken += chunk
             seconds += time.perf_counter() - began
             measured = evaluate(_policy(run, agent), run.task, run.seed * 1000 + taken // chunk,
-                                profile.run.evaluation_episodes, profile.episode_steps, pixels, profile.image_size)
+                                profile.run.evaluation_episodes, profile.episode_steps, pixels, profile.image_size,
+                                _distraction(run.changes))
             measured |= {f"share_{name}": share for name, share in ledger.shares().items()}
             measured["seconds"] = seconds
-            rows += [{"experiment": run.experiment, "method": run.label, "task": run.task, "seed": run.seed,
-                      "step": taken, "metric": metric, "value": float(value)} for metric, value in measured.items()]
+            rows += _rows(run, taken, measured)
             bar.set_postfix(ret=f"{measured['return']:.0f}", success=f"{measured['success']:.2f}")
             state = {"format": FORMAT, "identity": me, "agent": agent.state_dict(), "rows": rows, "taken": taken,
                      "seconds": seconds, "ledger": ledger.state_dict(), "reward": reward.state_dict(),
-                     "env": base.rng_state()}
+                     "env": base.rng_state(), "earlier_code": earlier}
             if online:
                 state["online_fb"] = online.state_dict()
             with files.atomic_path(checkpoint) as temporary:
                 torch.save(state, temporary)
-            _write(folder, run, rows, me, seconds, taken)
-        if not table.is_file():
-            _write(folder, run, rows, me, seconds, taken)
+            _write(folder, run, rows, me, seconds, taken, earlier)
+            if on_progress:
+                on_progress(taken, steps, measured)
+        if examine(run, folder, accept_code)[0] != "done":  # killed between its checkpoint and its record, or damaged
+            _write(folder, run, rows, me, seconds, taken, earlier)
     finally:
         bar.close()
         env.close()
     return table
 
 
-def _write(folder: Path, run: Run, rows: list[dict[str, Any]], me: dict[str, Any], seconds: float, taken: int) -> None:
-    results.write_run(folder, run.run_id, rows, {**results.provenance(seconds=seconds), "identity": me, "steps": taken})
+def _zero_shot(run: Run, profile: Profile, parts: dict[str, Any]) -> dict[str, float]:
+    """Return and success of F and B's own policy toward the goal frame, in evaluation environments of the run's seed.
+    """
+    fb, encoder = parts["fb"], parts["encoder"]
+    z = fb.goal_z(encoder.encode(parts["goal"].frame[None]))
+    return evaluate(lambda frame, first: fb.policy(encoder.encode(frame[None]), z)[0], run.task, run.seed * 1000,
+                    profile.run.evaluation_episodes, profile.episode_steps, True, parts["video_model"].image_size,
+                    _distraction(run.changes))
 
 
-def _finished(table: Path, run: Run, profile: Profile, steps: int) -> bool:
-    """Whether the table on record is this very run, complete. A record of another identity is an InputError."""
-    kept = files.read_json(table.with_suffix(".json"))
-    if kept.get("steps", 0) < steps:
-        return False
-    _same(kept.get("identity"), identity(run, profile), table)
-    return True
+def _rows(run: Run, step: int, measured: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"experiment": run.experiment, "method": run.label, "task": run.task, "seed": run.seed, "step": step,
+             "metric": metric, "value": float(value)} for metric, value in measured.items()]
 
 
-def _same(theirs: Any, mine: dict[str, Any], path: Path) -> None:
-    """InputError that names each difference between a record's identity and this run's."""
+def _write(folder: Path, run: Run, rows: list[dict[str, Any]], me: dict[str, Any], seconds: float, taken: int,
+           earlier: list[dict[str, str]] | None = None) -> Path:
+    more = {"earlier_code": earlier} if earlier else {}
+    return results.write_run(folder, run.run_id, rows,
+                             {**results.provenance(seconds=seconds), "identity": me, "steps": taken, **more})
+
+
+def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False) -> None:
+    """A `Stale` that names each difference between a record's identity and this run's; none of code if accepted."""
     def flat(thing: Any, name: str = "") -> dict[str, Any]:
         if not isinstance(thing, dict):
             return {name: thing}
         return {key: value for part, inner in thing.items() for key, value in flat(inner, f"{name}.{part}").items()}
 
-    other, own = flat(theirs or {}), flat(mine)
+    theirs = theirs if isinstance(theirs, dict) else {}
+    other, own = flat(theirs), flat(mine)
     different = [key.lstrip(".") for key in sorted(other.keys() | own.keys()) if other.get(key) != own.get(key)]
+    unknown = bool(mine.get("code")) and not theirs.get("code")
+    if accept_code or unknown:
+        different = [name for name in different if not name.startswith("code.")]
+    if unknown:  # a record of before the code was in the identity; methods and tasks were code then
+        different = [name for name in different if name not in ("numbers.method", "numbers.task")]
+        if not accept_code:
+            different.append("code (which one was not recorded)")
     if different:
-        raise InputError(f"{path.name} was made with other {', '.join(different)}; move it away to train anew")
+        raise Stale(f"{path.name} was made with other {', '.join(different)}; move it away to train anew")
 
 
 def main() -> None:
@@ -448,9 +662,26 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--experiment", default="laptop", help="the name under which the rows are kept")
     parser.add_argument("--steps", type=int, default=None, help="environment steps (default: the profile's)")
+    parser.add_argument("--change", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="a number of the profile by its dotted name, e.g. reward.alpha 0.1; or goal and a source")
+    parser.add_argument("--accept-code", action="store_true", help="go on with what other code has begun")
     arguments = parser.parse_args()
+    changes = tuple((name, value if name == "goal" else _parsed(value)) for name, value in arguments.change)
     print(train_agent(Run(arguments.task.removesuffix("-v3"), arguments.method, arguments.agent, arguments.seed,
-                          arguments.profile, arguments.experiment, arguments.steps)))
+                          arguments.profile, arguments.experiment, arguments.steps, changes),
+                      accept_code=arguments.accept_code))
+
+
+def _parsed(word: str) -> Any:
+    """A command line's word as a truth value or a number, where it is one."""
+    if word in ("True", "False"):
+        return word == "True"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 if __name__ == "__main__":
