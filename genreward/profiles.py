@@ -304,6 +304,11 @@ class Paths:
         return self.results / "goals"
 
     @property
+    def study(self) -> Path:
+        """What the study of reward models found: raw scores, and what the simulator knows of the scored episodes."""
+        return self.results / "study"
+
+    @property
     def runs(self) -> Path:
         return self.results / "runs"
 

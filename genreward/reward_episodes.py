@@ -335,7 +335,7 @@ def load_episodes(profile: str | Profile, task: str) -> list[Trajectory]:
 
 def results_folder(profile: str | Profile) -> Path:
     """Where what the study found lies: results/<profile>/study."""
-    return profiles.paths(profile).results / "study"
+    return profiles.paths(profile).study
 
 
 def write_trajectories(profile: str | Profile) -> Path:

@@ -78,7 +78,8 @@ def episode_scores(episodes: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataF
     spearman   within the episode, of score and true progress; 0 for a constant score, NaN for constant progress
     partial    the same given time (see `partial_spearman`)
 
-    Episodes of other tasks than `tasks` (default: those of which there are scores) are left out. InputError for scores of steps that no episode has.
+    Episodes of other tasks than `tasks` (default: those of which there are scores) are left out. InputError for scores
+    of steps that no episode has.
     """
     joined = scores.merge(steps, on=["task", "episode", "step"], how="left", validate="one_to_one")
     if joined["progress"].isna().any():
