@@ -16,7 +16,7 @@ from tensordict.nn import (
 from torch import nn
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.model_based import DreamerEnv
-from torchrl.modules import IndependentNormal, WorldModelWrapper
+from torchrl.modules import IndependentNormal, RSSMRolloutV3, WorldModelWrapper
 from torchrl.objectives import DreamerV3ActorLoss
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value.functional import td_lambda_return_estimate
@@ -115,6 +115,88 @@ def test_acting_filters_as_the_world_model_does():
         model = agent.model_loss.world_model(batch)["next", "belief"][0]
     torch.testing.assert_close(model, torch.stack(beliefs))
     assert not torch.allclose(model[4], model[3])
+
+
+def test_sequences_go_on_from_what_was_inferred_before_them():
+    """What training infers at a row late in an episode is what acting inferred there, not what a newcomer would."""
+    agent = make_agent(categoricals=1, classes=1, batch=16)  # one class: no sampling between the two
+    rng, carry, beliefs = np.random.default_rng(2), agent.initial(), []
+    action = np.zeros(1, np.float32)
+    for t in range(40):
+        obs = rng.normal(size=2).astype(np.float32)
+        agent.observe(obs, action, 0.0, t in (0, 25), False, t == 24)
+        carry, action = agent.act(carry, obs, t in (0, 25), explore=True)
+        beliefs.append(carry["belief"][0])
+    batch = agent._batch()
+    starts = batch["index"][:, 0]
+    assert (starts > 12).any() and starts.unique().numel() > 4
+    expected = torch.stack(beliefs)
+    torch.testing.assert_close(batch["belief"][:, 0][starts > 0], expected[starts - 1][starts > 0], atol=1e-3, rtol=0)
+    with torch.no_grad():
+        inferred = agent.model_loss.world_model(batch.clone())["next", "belief"]
+        batch["belief"][:], batch["state"][:] = 0, 0
+        ignorant = agent.model_loss.world_model(batch)["next", "belief"]
+    torch.testing.assert_close(inferred, expected[batch["index"]], atol=2e-3, rtol=0)
+    assert (ignorant - expected[batch["index"]]).abs().max() > 0.05
+
+
+def test_an_update_renews_what_the_replay_remembers():
+    """Rows that an update replayed get its z and h; all others, and a row acted on with another x, keep theirs."""
+    agent = fill(make_agent())
+    rows = agent.replay.rows
+    assert (rows["classes"] == -1).all() and (rows["belief"] == 0).all()
+    kept, batch, losses = [], agent._batch, agent._losses
+    agent._batch = lambda: kept.append(batch()) or kept[-1]
+    agent._losses = lambda td: kept.append(losses(td)) or kept[-1]
+    agent.update()
+    index, posterior = kept[0]["index"].flatten().numpy(), kept[1][2].flatten()
+    state = np.eye(CONFIG.classes)[rows["classes"][index]].reshape(len(index), -1)
+    order = {row: last for last, row in enumerate(index)}  # a row drawn twice: either may stay
+    last = np.array([order[row] for row in index])
+    np.testing.assert_allclose(state[last], posterior["state"].detach().numpy()[last], atol=1e-5)
+    np.testing.assert_allclose(rows["belief"][index][last], posterior["belief"].detach().numpy()[last], atol=1e-3)
+    others = np.setdiff1d(np.arange(200), index)
+    assert (rows["classes"][others] == -1).all()
+    before = {name: rows[name].copy() for name in ("classes", "belief")}
+    agent.act(agent.initial(), np.array([7.0, 7.0]), False, explore=True)
+    agent.act(agent.initial(), rows["observation"][39], False, explore=False)
+    assert all((rows[name] == before[name]).all() for name in before)
+    agent.act(agent.initial(), rows["observation"][39], False, explore=True)
+    assert (rows["belief"][39] != before["belief"][39]).any()
+
+
+def test_model_sees_how_large_a_single_action_or_observation_is():
+    """At the start a small push differs from a full one as clearly as left from right, behind the RMS norm too."""
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    for seed in range(3):
+        agent = make_agent(seed, space=space, units=64, hidden=64)
+        values = torch.tensor([[-1.0], [0.2], [1.0]])
+        with torch.no_grad():
+            for left, small, full in (agent.prior.rnn.action_projection(values), agent.encoder(values)):
+                assert (small - full).norm() > 0.25 * (left - full).norm()
+
+
+def test_rollout_equals_torchrls():
+    """Posteriors so sharp that sampling takes their maximum: all outputs are those of `RSSMRolloutV3`."""
+    agent = fill(make_agent())
+    agent.posterior.unimix = 0.0
+    with torch.no_grad():
+        agent.posterior.obs_rnn_to_post_projector[-1].weight.mul_(1e6)
+    latent = [("next", "state"), ("next", "belief")]
+    theirs = RSSMRolloutV3(
+        TensorDictModule(agent.prior, ["state", "belief", "previous_action"], [("next", "prior_logits"), *latent]),
+        TensorDictModule(agent.posterior, [latent[1], ("next", "encoded_latents")],
+                         [("next", "posterior_logits"), latent[0]]))
+    agent.update()
+    batch = agent._batch()
+    batch["is_init"][:, 4] = True
+    assert batch["belief"][:, 0].abs().max() > 0
+    with torch.no_grad():
+        mine = agent.model_loss.world_model(batch.clone())["next"]
+        batch["next", "encoded_latents"] = mine["encoded_latents"]
+        expected = theirs(batch)["next"]
+    for key in ("state", "belief", "prior_logits", "posterior_logits"):
+        torch.testing.assert_close(mine[key], expected[key])
 
 
 def test_lambda_returns_closed_forms():
@@ -342,13 +424,20 @@ def test_imagination_starts_from_the_last_rows_and_may_start_from_all():
 
 
 def test_replay_gives_consecutive_rows_and_forgets_the_oldest():
-    replay = Replay(20, (1,), np.dtype(np.float32), 1)
+    replay = Replay(20, (1,), np.dtype(np.float32), 1, categoricals=2, deter=1)
     rng = np.random.default_rng(0)
     for t in range(47):
         replay.append(observation=t, previous_action=0, reward=t, is_init=t == 0, terminated=False, done=False)
+        if t % 7:
+            replay.remember(np.array([t % 20]), np.array([[t, t]]), np.array([[t]]))
         if replay.count >= 5:
-            time = replay.sample(rng, 30, 5)["observation"][..., 0]
+            sample = replay.sample(rng, 30, 5)
+            time, before = sample["observation"][..., 0], sample["observation"][:, 0, 0] - 1
             assert (np.diff(time, axis=1) == 1).all() and time.min() >= max(0, t - 19) and time.max() <= t
+            unknown = (before < max(0, t - 19)) | (before % 7 == 0)  # forgotten, or never inferred
+            assert (sample["classes"] == np.where(unknown, -1, before)[:, None]).all()
+            assert (sample["belief"][:, 0] == np.where(unknown, 0, before)).all()
+            assert (replay.rows["observation"][sample["index"], 0] == time).all()
     starts = replay.sample(rng, 2000, 5)["reward"][:, 0, 0]
     assert set(starts) == set(range(27, 43))
     assert np.unique(starts, return_counts=True)[1].min() > 70  # 125 expected of each

@@ -14,7 +14,8 @@ the observation. So an action stands in the row of its own outcome, and the firs
 | `next/observation` or `next/pixels`| B, T, ...    | replay               | x_t (pixels: uint8, channels first)     |
 | `next/reward`                      | B, T, 1      | replay, `reward`     | r_t, then its prediction                |
 | `next/terminated`, `next/done`     | B, T, 1 bool | replay               | x_t is terminal; x_t ends the episode   |
-| `state`, `belief`                  | B, T, Z or D | zeros at t = 0       | z_{t-1}, h_{t-1}                        |
+| `index`                            | B, T         | replay               | where in the replay the row is          |
+| `state`, `belief`                  | B, T, Z or D | replay at t = 0      | z_{t-1}, h_{t-1}                        |
 | `next/encoded_latents`             | B, T, E      | encoder              | e_t; this name keeps the rollout fast   |
 | `next/prior_logits`                | B, T, C, K   | prior                | p(z_t given h_t)                        |
 | `next/posterior_logits`            | B, T, C, K   | posterior            | q(z_t given h_t, e_t)                   |
@@ -36,11 +37,15 @@ Where TorchRL 0.14.1 is left aside, and why (its losses were compared with the p
   `SliceSampler` each draw after an insertion looks for episode ends in the whole store (three times slower at 20,000
   rows), its default `init_key` marks the start of *every* slice as an episode's start, so that the recurrent model
   drops a real action, and slices across an episode's end, which the `is_init` reset makes harmless, are not offered.
+  Sequences go on from the z and h that were last inferred at the row before them, as in the reference implementation.
+- **One initial value**: layers that read raw numbers before an RMS norm start with random biases (`_random_bias`).
 - **Defaults.** TorchRL's are not DreamerV3's: `kl_mode="separate"`, `unimix=0.01`, block GRU, RMS norm, two-hot critic,
   slow-critic regularisation 1 and the continuation target are set explicitly below.
 
-A trap that is no fault of TorchRL's: with discount 0.997 values are up to 333 rewards high and take thousands of
-updates to get there. A short budget needs a shorter horizon (see `check.py`) before it needs anything else.
+Two traps that are no fault of TorchRL's. With discount 0.997 values are up to 333 rewards high and take thousands of
+updates to get there: a short budget needs a shorter horizon (see `check.py`). And sequences that all begin with z = h =
+0 teach the model little more than its first guesses: the KL loss is free up to one nat a row, so what z knows of the
+state grows by about that much a row, and after eight rows a pole is still known only to a twentieth of a radian.
 """
 
 from __future__ import annotations
@@ -65,7 +70,6 @@ from torchrl.modules import (
     PercentileValueNorm,
     RSSMPosteriorV3,
     RSSMPriorV3,
-    RSSMRolloutV3,
     RSSMStateEstimatorV3,
     SymExpTwoHot,
 )
@@ -81,7 +85,7 @@ UNIMIX = 0.01  # share of the uniform distribution in every categorical
 BINS = 255  # of the two-hot reward and value, between symexp(-20) and symexp(20)
 SLOW_CRITIC_RATE = 0.02
 REPLAY_VALUE_WEIGHT = 0.3  # of the critic's loss on real sequences, as in the reference implementation
-FORMAT = "genreward-dreamer-1"
+FORMAT = "genreward-dreamer-2"
 
 Carry = dict[str, Tensor]
 
@@ -113,10 +117,44 @@ class Actor(nn.Module):
                            validate_args=False)
 
 
-class Replay:
-    """A ring of rows. A sequence starts at any row and may cross an episode's end: `is_init` resets the model there."""
+class Rollout(nn.Module):
+    """The recurrent model over sequences: z and h of every row, from those before the first and all observations."""
 
-    def __init__(self, size: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype, action_dim: int):
+    def __init__(self, prior: RSSMPriorV3, posterior: RSSMPosteriorV3):
+        super().__init__()
+        self.prior, self.posterior = prior, posterior
+
+    def forward(self, state: Tensor, belief: Tensor, action: Tensor, is_init: Tensor,
+                embedding: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, T, Z), (B, T, D), (B, T, A), (B, T, 1), (B, T, E) -> z, h, prior and posterior logits (B, T, C, K).
+
+        Of `state` and `belief` the first row alone counts: what was known before the sequence. Where `is_init` is set,
+        they and the action are put to zero.
+        """
+        goes_on = (~is_init).to(belief.dtype)
+        action = action * goes_on
+        z, h = state[:, 0], belief[:, 0]
+        states, beliefs, logits = [], [], []
+        for t in range(action.shape[1]):
+            h = self.prior.rnn(z * goes_on[:, t], h * goes_on[:, t], action[:, t])
+            posterior, z = self.posterior(h, embedding[:, t])
+            states.append(z)
+            beliefs.append(h)
+            logits.append(posterior)
+        belief, logits = torch.stack(beliefs, 1), torch.stack(logits, 1)
+        prior = self.prior.rnn_to_prior_projector(belief).view(logits.shape)  # nothing in the loop depends on it
+        return torch.stack(states, 1), belief, prior, logits
+
+
+class Replay:
+    """A ring of rows. A sequence starts at any row and may cross an episode's end: `is_init` resets the model there.
+
+    Beside what was observed, a row keeps the latest z (classes, -1 while unknown) and h that the model inferred there,
+    first while acting, then at every update that replays the row. They are where a later sequence goes on from.
+    """
+
+    def __init__(self, size: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype, action_dim: int, categoricals: int,
+                 deter: int):
         self.size, self.count, self.cursor = size, 0, 0
         self.rows = {
             "observation": np.zeros((size, *obs_shape), obs_dtype),
@@ -125,20 +163,33 @@ class Replay:
             "is_init": np.zeros((size, 1), bool),
             "terminated": np.zeros((size, 1), bool),
             "done": np.zeros((size, 1), bool),
+            "classes": np.full((size, categoricals), -1, np.int16),
+            "belief": np.zeros((size, deter), np.float16),  # in [-1, 1], so good to 0.0005
         }
 
     def append(self, **row: Any) -> None:
-        """Write one row; the oldest is overwritten once the ring is full."""
-        for name, value in row.items():
+        """Write one row, its z and h unknown; the oldest is overwritten once the ring is full."""
+        for name, value in {**row, "classes": -1, "belief": 0}.items():
             self.rows[name][self.cursor] = value
         self.cursor, self.count = (self.cursor + 1) % self.size, min(self.count + 1, self.size)
 
+    def remember(self, index: np.ndarray, classes: np.ndarray, belief: np.ndarray) -> None:
+        """Write what the model infers at rows `index` (N,): z as classes (N, C) and h (N, D)."""
+        self.rows["classes"][index], self.rows["belief"][index] = classes, belief
+
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> dict[str, np.ndarray]:
-        """`batch` sequences of `length` consecutive rows, each array (batch, length, ...); starts are uniform."""
+        """`batch` sequences of `length` consecutive rows, each array (batch, length, ...); starts are uniform.
+
+        `index` (batch, length) says which rows they are; `classes` (batch, C) and `belief` (batch, D) belong to the row
+        *before* each sequence, and are -1 and 0 where there is none.
+        """
         oldest = self.cursor if self.count == self.size else 0
         starts = rng.integers(0, self.count - length + 1, size=batch)
         index = (oldest + starts[:, None] + np.arange(length)) % self.size
-        return {name: rows[index] for name, rows in self.rows.items()}
+        sample = {name: rows[index] for name, rows in self.rows.items() if name not in ("classes", "belief")}
+        before, known = (index[:, 0] - 1) % self.size, starts[:, None] > 0
+        return {**sample, "index": index, "classes": np.where(known, self.rows["classes"][before], -1),
+                "belief": np.where(known, self.rows["belief"][before], 0)}
 
     def state_dict(self) -> dict[str, Any]:
         """The rows written so far (copies), the number of them and the cursor."""
@@ -179,7 +230,7 @@ class DreamerAgent:
         with self._stream("train"):
             self._build()
         self.replay = Replay(config.replay_size, self.obs_shape, np.dtype(np.uint8 if self.pixels else np.float32),
-                             action_dim)
+                             action_dim, config.categoricals, config.deter)
         self._ratio = DreamerV3UpdateRatio(config.train_ratio / (config.batch * config.length))
         self.rows_seen = 0
         self.updates = 0
@@ -203,11 +254,14 @@ class DreamerAgent:
             embedding = self.encoder.output_features(shape)
             decoder: nn.Module = DreamerV3ImageDecoder(features, shape, c.depth, num_blocks=c.blocks)
         else:
-            self.encoder = nn.Sequential(_Symlog(), head(None, c.layers, inputs=self.obs_shape[0]))
+            mlp = head(None, c.layers, inputs=self.obs_shape[0])
+            _random_bias(mlp.model[0])
+            self.encoder = nn.Sequential(_Symlog(), mlp)
             embedding, decoder = c.units, head(self.obs_shape[0], c.layers)
         self.prior = RSSMPriorV3(action_shape=(self.action_dim,), action_dim=self.action_dim, hidden_dim=c.hidden,
                                  rnn_hidden_dim=c.deter, num_categoricals=c.categoricals, num_classes=c.classes,
                                  recurrent_model="block_gru", num_blocks=c.blocks, unimix=UNIMIX)
+        _random_bias(self.prior.rnn.action_projection[0])
         self.posterior = RSSMPosteriorV3(hidden_dim=c.hidden, rnn_hidden_dim=c.deter, num_categoricals=c.categoricals,
                                          num_classes=c.classes, obs_embed_dim=embedding, use_rms_norm=True,
                                          unimix=UNIMIX)
@@ -216,11 +270,10 @@ class DreamerAgent:
         self.two_hot = SymExpTwoHot(BINS)
 
         latent = [("next", "state"), ("next", "belief")]
-        rollout = RSSMRolloutV3(
-            TensorDictModule(self.prior, ["state", "belief", "previous_action"],
-                             [("next", "prior_logits"), ("next", "state"), ("next", "belief")]),
-            TensorDictModule(self.posterior, [("next", "belief"), ("next", "encoded_latents")],
-                             [("next", "posterior_logits"), ("next", "state")]))
+        rollout = TensorDictModule(
+            Rollout(self.prior, self.posterior),
+            ["state", "belief", "previous_action", "is_init", ("next", "encoded_latents")],
+            [*latent, ("next", "prior_logits"), ("next", "posterior_logits")])
         world_model = TensorDictSequential(
             TensorDictModule(_unchanged if self.pixels else symlog, [self._obs_key], [("next", "target")]),
             TensorDictModule(self.encoder, [self._obs_key], [("next", "encoded_latents")]),
@@ -285,6 +338,8 @@ class DreamerAgent:
             else:
                 action = policy.sample()
         action = action.clamp(-1, 1)
+        if explore and count == 1:
+            self._remember_last_row(batch[0], filtered)
         carry = {"state": filtered["state"], "belief": filtered["belief"], "previous_action": action}
         actions = action.cpu().numpy()
         return carry, actions[0] if single else actions
@@ -330,30 +385,51 @@ class DreamerAgent:
         if self.replay.count < c.length:
             return {}
         with self._stream("train"):
-            losses, total = self._losses(self._batch())
+            batch = self._batch()
+            losses, total, posterior = self._losses(batch)
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss of update {self.updates} is not finite: {losses}")
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
             self.optimizer.step()
             self.slow_critic.step()
+        self.replay.remember(batch["index"].flatten().cpu().numpy(), *self._latent(posterior.flatten()))
         self.updates += 1
         return losses
 
     def _batch(self) -> TensorDict:
-        """A (batch, length) TensorDict of rows, with z and h zero before the first of each sequence."""
+        """A (batch, length) TensorDict of rows, with z and h of the row before at the first of each sequence.
+
+        Without them every sequence would begin in ignorance, as no step of acting but an episode's first does: the
+        free nat of the KL loss lets about one nat of each observation into z, so that the state is known well only
+        after many steps.
+        """
         c = self.config
         rows = self.replay.sample(self._rng, c.batch, c.length)
         shape = (c.batch, c.length)
+        state, belief = torch.zeros(*shape, self.state_dim), torch.zeros(*shape, c.deter)
+        state[:, 0] = torch.from_numpy(rows["classes"][..., None] == np.arange(c.classes)).flatten(1).float()
+        belief[:, 0] = torch.from_numpy(rows["belief"])
         return TensorDict({
             "previous_action": torch.from_numpy(rows["previous_action"]), "is_init": torch.from_numpy(rows["is_init"]),
-            "state": torch.zeros(*shape, self.state_dim), "belief": torch.zeros(*shape, c.deter),
+            "index": torch.from_numpy(rows["index"]), "state": state, "belief": belief,
             "next": TensorDict({self._obs_key[1]: self._tensor(rows["observation"]),
                                 **{name: torch.from_numpy(rows[name]) for name in ("reward", "terminated", "done")}},
                                shape)}, shape).to(self.device)
 
-    def _losses(self, batch: TensorDict) -> tuple[dict[str, float], Tensor]:
-        """World-model, imagination and replay-value losses of a batch; the dictionary for people, the sum for autograd.
+    def _latent(self, rows: TensorDict) -> tuple[np.ndarray, np.ndarray]:
+        """What the replay keeps of `state` (N, Z) and `belief` (N, D): classes (N, C) and h, both NumPy."""
+        state = rows["state"].detach().unflatten(-1, (self.config.categoricals, self.config.classes))
+        return state.argmax(-1).cpu().numpy(), rows["belief"].detach().cpu().numpy()
+
+    def _remember_last_row(self, obs: np.ndarray, filtered: TensorDict) -> None:
+        """Keep z and h at the row observed last, if it is the one acted on."""
+        last = (self.replay.cursor - 1) % self.replay.size
+        if self.replay.count and np.array_equal(self.replay.rows["observation"][last], obs):
+            self.replay.remember(np.array([last]), *self._latent(filtered))
+
+    def _losses(self, batch: TensorDict) -> tuple[dict[str, float], Tensor, TensorDict]:
+        """World-model, imagination and replay-value losses of a batch: for people, summed for autograd; and z and h.
 
         The gradient of the imagination stops at the posterior states it starts from; that of the replay value goes on
         into the world model, as in the reference implementation.
@@ -370,7 +446,8 @@ class DreamerAgent:
             replay, horizon=1 / (1 - c.discount), lmbda=c.lambda_)["loss_replay_value"]
         losses |= {name.removeprefix("loss_"): loss.squeeze() for name, loss in terms.items()}
         total = torch.stack(list(losses.values())).sum()
-        return {name: float(value.detach()) for name, value in {**losses, **readings}.items()}, total
+        return {name: float(value.detach()) for name, value in {**losses, **readings}.items()}, total, \
+            posterior["next"].select("state", "belief")
 
     @torch.no_grad()
     def imagine(self, state: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -488,6 +565,16 @@ class DreamerAgent:
 class _Symlog(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         return symlog(value)
+
+
+def _random_bias(layer: nn.Linear) -> None:
+    """Start a bias as if its input ended in a constant one, for a layer that reads raw numbers before an RMS norm.
+
+    The norm takes away the length of what it is given: with a zero bias, where the reference implementation starts, a
+    single number keeps no more than its sign, and the model has to find out first that half a push is not a push.
+    """
+    std = 1.1368 / layer.in_features**0.5  # that of the weights
+    nn.init.trunc_normal_(layer.bias, std=std, a=-2 * std, b=2 * std)
 
 
 def _unchanged(value: Tensor) -> Tensor:
