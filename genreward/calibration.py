@@ -15,7 +15,8 @@ which lies in [0, 1]. F^T B is the density of M with respect to rho, the replay'
     p ~ (1 - gamma) 1/N sum_{s' in U} F(s, a, z)^T B(s').
 
 Measured is the same share in the simulator, put back to s: one rollout of pi_z, with the noise on the action of the
-policy that F was trained for. Both are compared bin by bin (a reliability diagram) and by the expected calibration error.
+policy that F was trained for. Both are compared bin by bin (a reliability diagram) and by the expected calibration
+error.
 
     python -m genreward.calibration zero-shot --profile laptop --tasks reach drawer-close pick-place
     python -m genreward.calibration measure --profile laptop --tasks reach drawer-close pick-place
@@ -65,10 +66,12 @@ class Settings:
     seed: int = 0
 
 
-def settings(profile: str | Profile) -> Settings:
-    """The measuring effort of a profile."""
-    small = Settings(episodes=2, starts=1, snapshots=2, visited=1, horizon=12, radius=0.5, least=1)
-    return small if profiles.get_profile(profile).name == "smoke" else Settings()
+def settings(profile: str | Profile, features: str) -> Settings:
+    """The measuring effort of a profile. A step that has to be rendered and encoded costs twenty times one that has
+    not, hence fewer and shorter rollouts of pictures; what gamma^128 = 0.075 leaves out counts like the rest."""
+    if profiles.get_profile(profile).name == "smoke":
+        return Settings(episodes=2, starts=1, snapshots=2, visited=1, horizon=12, radius=0.5, least=1)
+    return Settings(starts=4, snapshots=3, visited=2, horizon=128) if features == "pixels" else Settings()
 
 
 # ---- probabilities, predicted and measured
@@ -128,7 +131,7 @@ def skill(predicted: np.ndarray, measured: np.ndarray) -> float:
     was measured, below 0 worse. A prediction may be well calibrated without any. NaN where nothing varies."""
     predicted, measured = np.clip(np.asarray(predicted, float), 0, 1), np.asarray(measured, float)
     spread = measured.var()
-    return float(1.0 - np.mean((predicted - measured) ** 2) / spread) if spread > 0 else float("nan")
+    return float(1.0 - np.mean((predicted - measured) ** 2) / spread) if spread > 1e-12 else float("nan")
 
 
 # ---- goals and models
@@ -172,18 +175,16 @@ def expert_goals(env: envs.MetaWorldEnv, count: int, seed: int, pictures: bool =
     return Goals(**{name: np.stack(values) for name, values in found.items()}, imagined={})
 
 
-def imagine(profile: Profile, task: str, goals: Goals, seed: int = 0) -> Goals:
+def imagine(profile: Profile, task: str, goals: Goals, seed: int = 0,
+            kinds: Sequence[str] = ("generated", "generated_before")) -> Goals:
     """The goal frames that the video model imagines from each start, with its LoRA and without: psi itself uses the
     VAE, which the LoRA does not touch, so that finetuning can only make a difference through these frames."""
     from .goals import generate_goal
     from .pipeline import load_scorer, load_video_model
 
     words, scorer, imagined = get_task(task), load_scorer(profile), {}
-    kinds = {"generated": True, "generated_before": False}
-    if profile.video.lora is None and not profiles.paths(profile).lora.is_dir():
-        del kinds["generated"]
-    for kind, lora in kinds.items():
-        model = load_video_model(profile, lora=lora)
+    for kind in kinds:
+        model = load_video_model(profile, lora=kind == "generated")
         imagined[kind] = np.stack([
             generate_goal(model, scorer, first, words.prompt, words.paraphrases, seed=seed,
                           steps=profile.video.inference_steps, guidance=profile.video.guidance).frame
@@ -367,7 +368,7 @@ def zero_shot_task(profile: Profile, task: str, features: str, config: Settings)
     try:
         goals = expert_goals(teacher, config.episodes, config.seed, pictures=features == "pixels")
         if features == "pixels":
-            goals = imagine(profile, task, goals, config.seed)
+            goals = imagine(profile, task, goals, config.seed, ("generated",))
         model = load_model(profile, task, features)
         rng = np.random.default_rng([config.seed, 3])
         policies: dict[str, Callable[[int], envs.Policy]] = {"random": lambda i: envs.random_policy(rng),
@@ -403,11 +404,15 @@ FOLDERS = {"measure": "calibration", "zero-shot": "fb"}
 MEASURES = {"measure": measure_task, "zero-shot": zero_shot_task}
 
 
+def run_name(what: str, task: str, features: str) -> str:
+    """The name of the table that holds one measurement of one task."""
+    return f"{what.replace('-', '_')}_{task}_{features}"
+
+
 def record(profile: str | Profile, what: str, tasks: Sequence[str], features: Sequence[str] = FEATURES,
            config: Settings | None = None) -> list[Path]:
     """Measure what is not on record yet; the tables, in order. `what`: "measure" or "zero-shot"."""
     profile = profiles.get_profile(profile)
-    config = config or settings(profile)
     if what not in MEASURES:
         raise unknown("measurement", what, MEASURES)
     names = [get_task(task).name for task in tasks]
@@ -424,17 +429,30 @@ def record(profile: str | Profile, what: str, tasks: Sequence[str], features: Se
     folder, written = profiles.paths(profile).results / FOLDERS[what], []
     for task in names:
         for one in features:
-            name = f"{what.replace('-', '_')}_{task}_{one}"
+            name = run_name(what, task, one)
             path = folder / f"{name}.csv"
             if not path.is_file():
                 began = time.time()
-                rows = MEASURES[what](profile, task, one, config)
+                effort = config or settings(profile, one)
+                rows = MEASURES[what](profile, task, one, effort)
                 for row in rows:
                     row["value"] = float(f"{row['value']:.6g}")
                 results.write_run(folder, name, rows, results.provenance(
-                    round(time.time() - began, 1), settings=asdict(config), fb=asdict(profile.fb), features=one))
+                    round(time.time() - began, 1), settings=asdict(effort), fb=asdict(profile.fb), features=one))
             written.append(path)
     return written
+
+
+def load(profile: str | Profile, what: str) -> pd.DataFrame:
+    """Every row on record of a measurement; InputError, with the command that makes them, when there is none."""
+    profile = profiles.get_profile(profile)
+    if what not in MEASURES:
+        raise unknown("measurement", what, MEASURES)
+    table = results.load(profiles.paths(profile).results / FOLDERS[what])
+    if table.empty:
+        raise InputError(f"nothing is on record of {what}; make it with: python -m genreward.calibration {what} "
+                         f"--profile {profile.name}")
+    return table
 
 
 def pairs(table: pd.DataFrame) -> pd.DataFrame:

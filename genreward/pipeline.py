@@ -1,6 +1,6 @@
 """From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
 
-    demos -> video_model -> scorer -> goals -> generation -> fb -> agents
+    demos -> video_model -> scorer -> goals -> generation -> fb -> calibration -> agents
 
 A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
 goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
@@ -25,7 +25,7 @@ from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
-STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "agents")
+STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "calibration", "agents")
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -212,20 +212,19 @@ def make_fb(profile: Profile) -> None:
         files.write_json(where.fb / f"{name}-normaliser.json", sound.state_dict())
 
 
+def make_calibration(profile: Profile) -> None:
+    """Whether F^T B is a probability, and how far pi_z gets by itself: measured once for notebook 05."""
+    from .calibration import MEASURES, record
+
+    for what in MEASURES:
+        record(profile, what, fb_tasks(profile))
+
+
 def make_agents(profile: Profile) -> None:
     """Every run of the profile's grid that is not on record yet; a failing one is reported and the others go on."""
-    from .training import Run, train_agent
+    from . import experiments
 
-    failed = []
-    grid = [Run(task, method, agent, seed, profile.name, profile.name) for agent in profile.run.agents
-            for seed in range(profile.run.seeds) for task in profile.run.tasks for method in profile.run.methods]
-    for run in grid:
-        try:
-            train_agent(run)
-        except InputError as problem:
-            failed.append(f"{run.run_id}: {problem}")
-    if failed:
-        raise InputError(f"{len(failed)} of {len(grid)} runs failed; " + "; ".join(failed))
+    experiments.make(profile)
 
 
 def _publish(source: Path, target: Path) -> None:
@@ -240,7 +239,7 @@ def _publish(source: Path, target: Path) -> None:
 
 MAKERS: dict[str, Callable[[Profile], None]] = {
     "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
-    "generation": make_generation, "fb": make_fb, "agents": make_agents}
+    "generation": make_generation, "fb": make_fb, "calibration": make_calibration, "agents": make_agents}
 
 
 def missing(stage: str, profile: Profile) -> bool:
@@ -260,6 +259,11 @@ def missing(stage: str, profile: Profile) -> bool:
         return not (where.results / "generation.csv").is_file()
     if stage == "fb":
         return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in fb_tasks(profile))
+    if stage == "calibration":
+        from .calibration import FEATURES, FOLDERS, run_name
+
+        return any(not (where.results / folder / f"{run_name(what, name, one)}.csv").is_file()
+                   for what, folder in FOLDERS.items() for name in fb_tasks(profile) for one in FEATURES)
     return True  # each run decides for itself
 
 
@@ -283,8 +287,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--before", metavar="STAGE", help="only the stages before this one")
     arguments = parser.parse_args()
-    run(arguments.profile, arguments.only)
+    if arguments.before is not None and arguments.before not in STAGES:
+        raise errors.unknown("stage", arguments.before, STAGES)
+    last = len(STAGES) if arguments.before is None else STAGES.index(arguments.before)
+    run(arguments.profile, [stage for stage in arguments.only if stage not in STAGES[last:]])
 
 
 if __name__ == "__main__":

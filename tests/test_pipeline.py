@@ -22,7 +22,10 @@ def make_all(where, tasks=PAPER_TASKS):
     """Everything that the stages before the agents leave behind."""
     touch(where.video_model / "model_index.json", where.lora / "weights", where.scorer / "weights")
     touch(where.results / "generation.csv", *(where.goals / task / "goal.json" for task in tasks))
-    touch(*(where.fb / f"{task}-normaliser.json" for task in SMOKE.run.tasks))
+    touch(*(where.fb / f"{task}-normaliser.json" for task in pipeline.fb_tasks(SMOKE)))
+    touch(*(where.results / folder / f"{what.replace('-', '_')}_{task}_{features}.csv" for task in
+            pipeline.fb_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
+            for features in ("state", "pixels")))
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_videos_are_wanted_only_for_training(made):
 
 
 def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
-    valid = "agents, demos, fb, generation, goals, scorer, video_model"
+    valid = "agents, calibration, demos, fb, generation, goals, scorer, video_model"
     with pytest.raises(InputError, match=f"unknown stage 'goal'; valid: {valid}"):
         pipeline.run("smoke", only=("demos", "goal"))
     with pytest.raises(InputError, match="unknown profile 'smok'"):
@@ -87,7 +90,7 @@ def test_the_grid_is_whole_and_a_failing_run_does_not_stop_it(root, monkeypatch)
                                          agents=("sac", "dreamer")))
     trained = []
 
-    def train(run):
+    def train(run, **settings):
         trained.append(run)
         if run.method == "sparse" and run.seed == 1 and run.agent == "sac":
             raise InputError("its goal is missing")
