@@ -2,6 +2,9 @@
 # Targets live under ignored folders (.venv, build): a fresh clone's timestamps say nothing.
 
 PROFILE ?= laptop
+# make results: only these experiments (ONLY="fig9 tableC"), and who runs them: joblib (this machine) or ray (a cluster)
+ONLY ?=
+EXECUTOR ?= joblib
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,8 +31,9 @@ $(READY): requirements.lock genreward/bootstrap.py
 figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): figures/<profile>/
 	@$(PY) -m genreward.book figures --profile $(PROFILE)
 
-results: $(READY) ## train whatever is missing for PROFILE, resumable at any point
-	@$(PY) -m genreward.pipeline --profile $(PROFILE)
+results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray)
+	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
+	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY))
 
 smoke: $(READY) ## everything at smoke size from nothing: results, then figures
 	@rm -rf build/smoke results/smoke figures/smoke

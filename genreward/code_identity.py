@@ -21,8 +21,8 @@ PACKAGE = "genreward"
 # Left out: what carries numbers or files from one place to another and decides none (what a run takes from profiles and
 # tasks is in its identity value by value), and what makes the weights that a run only reads (they are in its identity
 # by their content).
-LEFT_OUT = frozenset({"", "errors", "files", "profiles", "tasks", "results", "locks", "code_identity", "bootstrap",
-                      "video_training", "pipeline", "study"})
+LEFT_OUT = frozenset({"", "errors", "files", "profiles", "tasks", "results", "locks", "execution",
+                      "code_identity", "bootstrap", "video_training", "pipeline", "study"})
 
 
 def _read_sources() -> dict[str, str]:

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """What was given cannot be used. The message names the thing and says what would be valid."""
 
 
+class Damaged(InputError):
+    """A file of our own that is cut short or not one at all: what it held can only be made anew."""
+
+
 def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
     """The error for a name that is in none of the lists: `unknown task 'x'; valid: a, b, c`."""
     return InputError(f"unknown {kind} {name!r}; valid: {', '.join(sorted(map(str, valid)))}")

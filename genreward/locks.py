@@ -19,12 +19,18 @@ from typing import Any
 
 import psutil
 
+from . import profiles
 from .errors import InputError
 
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 120.0  # seconds without one after which a holder on another machine counts as dead
 
 _held: dict[str, int] = {}  # path -> thread, of the locks that this process holds
+
+
+def of_run(run: Any) -> Path:
+    """The lock of a run (anything with `run_id` and `profile`), held while it is being made."""
+    return profiles.paths(run.profile).build / "locks" / f"{run.run_id}.lock"
 
 
 class Busy(InputError):

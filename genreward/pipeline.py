@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from . import demos, envs, errors, files, profiles
-from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 

@@ -29,7 +29,6 @@ from . import code_identity, envs, errors, files, locks, profiles, results
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .forward_backward import ForwardBackward
-from .goals import Goal
 from .profiles import Profile
 from .rewards import GoalRewardEnv, get_reward, make_reward
 from .rewards.base import RewardModel
@@ -252,6 +251,7 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     A missing one is an InputError that names the command which makes it.
     """
     from .encoders import get_encoder
+    from .goals import Goal
     from .video_model import VideoModel
 
     method, needed = METHODS[run.method], required(run, profile)
@@ -514,7 +514,7 @@ def train_agent(run: Run, progress: bool = True, folder: Path | None = None, par
     profile = check_run(run)
     where = profiles.paths(profile)
     folder = folder or where.runs
-    with locks.hold(lock_path(run)):
+    with locks.hold(locks.of_run(run)):
         for place in (folder, where.checkpoints):  # what a kill in the middle of writing left behind
             for left_over in place.glob(f".{run.run_id}.*"):
                 left_over.unlink(missing_ok=True)
@@ -524,11 +524,6 @@ def train_agent(run: Run, progress: bool = True, folder: Path | None = None, par
         if state == "done":
             return folder / f"{run.run_id}.csv"
         return _train(run, profile, folder, parts, progress, on_progress, accept_code)
-
-
-def lock_path(run: Run) -> Path:
-    """The lock of a run, held while it is being made."""
-    return profiles.paths(run.profile).build / "locks" / f"{run.run_id}.lock"
 
 
 def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | None, progress: bool,

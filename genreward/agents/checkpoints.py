@@ -10,15 +10,11 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-
-
-class DamagedCheckpoint(InputError):
-    """A checkpoint that is cut short or not one at all: a run can only begin anew."""
+from ..errors import Damaged, InputError
 
 
 def read_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """A checkpoint file's content; a missing one is an `InputError`, a truncated one a `DamagedCheckpoint`."""
+    """A checkpoint file's content; a missing one is an `InputError`, a truncated one a `Damaged`."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
@@ -26,7 +22,7 @@ def read_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError,
             KeyError) as problem:  # where a file is cut decides at which of these its reader stumbles
         reason = str(problem).splitlines()[0][:100] if str(problem) else type(problem).__name__
-        raise DamagedCheckpoint(f"{path} is not a whole checkpoint ({reason}); remove it to start again") from None
+        raise Damaged(f"{path} is not a whole checkpoint ({reason}); remove it to start again") from None
 
 
 def check_state(state: Any, agent: str, form: str, configuration: Mapping[str, Any]) -> None:
