@@ -12,8 +12,9 @@ the step: the same seed, key and step give the same picture in every process.
 
 Where this departs from the published suite:
 
-- the video fills the picture behind the scene and does not move with the camera (there: the sky's cube texture);
-  floors, and on Meta-World table and walls around it, give way to it, since they fill the picture otherwise;
+- the video fills the picture behind the scene and does not move with the camera (there: the sky's cube texture).
+  Floors give way to it, and so do the tables of Meta-World and Adroit, which fill the picture otherwise (a table with
+  a hole stays where the hole is the task). It is put where the depth says that nothing was drawn: no second pass;
 - without a folder of videos, moving patterns from a seeded generator stand in for DAVIS 2017;
 - the camera turns about its own axes, so that a camera straight above (reacher) needs no case of its own, and never
   sinks below the floor;
@@ -23,6 +24,7 @@ Where this departs from the published suite:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,7 +98,7 @@ class Distraction:
 # --- walks: what moves, as a function of the step ---------------------------------------------------------------------
 
 
-class _Walk:
+class _Walk(ABC):
     """Values that are drawn once an episode and then go on at random; random access, and each step drawn only once."""
 
     def __init__(self, rng: np.random.Generator, dynamic: bool) -> None:
@@ -110,10 +112,13 @@ class _Walk:
             self._steps.append(self._next(self._rng))
         return self._steps[step]
 
+    @abstractmethod
     def _start(self, rng: np.random.Generator) -> np.ndarray:
-        raise AssertionError  # every walk has its own
+        """Where the episode begins."""
 
-    _next = _start
+    @abstractmethod
+    def _next(self, rng: np.random.Generator) -> np.ndarray:
+        """One step on from the last."""
 
 
 class _Colours(_Walk):
@@ -251,7 +256,7 @@ class Distractor:
     camera    the camera's name or number
     focus     (3,) world point that the camera looks at, or None: the centre of mass that it follows, or the model's
               centre for a camera that stands still. What counts is its distance along the optical axis.
-    backdrop  names of bodies that give way to a background beside the world's own planes (floors)
+    backdrop  names of bodies or materials that give way to a background beside the world's own planes (floors)
 
     The environment's renderer calls `change` on the scene before it is drawn and `compose` on the picture.
     """
@@ -266,8 +271,9 @@ class Distractor:
         self._camera = model.camera(camera).id
         self._focus = None if focus is None else np.asarray(focus, float)
         planes = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_bodyid == 0)
-        bodies = [model.body(name).id for name in backdrop]
-        self._hidden = planes | np.isin(model.geom_bodyid, bodies)
+        bodies = [body for body in range(model.nbody) if model.body(body).name in backdrop]
+        materials = [material for material in range(model.nmat) if model.mat(material).name in backdrop]
+        self._hidden = planes | np.isin(model.geom_bodyid, bodies) | np.isin(model.geom_matid, materials)
         self._floor = float(model.geom_pos[planes, 2].min()) if planes.any() else -np.inf
         self._geom, self._nothing = int(mujoco.mjtObj.mjOBJ_GEOM), int(mujoco.mjtGeom.mjGEOM_NONE)
         # one slot a material, or a colour where there is no material

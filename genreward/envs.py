@@ -36,7 +36,8 @@ CAMERA = "corner2"
 CAMERA_POSITION = (0.80, 0.10, 0.70)  # moved in from Meta-World's own, so that the table fills the picture
 CAMERA_FOVY = 31.0  # degrees, vertical
 CAMERA_FOCUS = (0.0, 0.6, 0.1)  # where it looks: the middle of the table, a little above
-BACKDROP = ("tablelink", "RetainingWall")  # bodies that give way to a distracting background
+BACKDROP = ("table_wood", "wall_metal")  # materials of what gives way to a distracting background
+HOLE_TASKS = ("hand-insert", "pick-out-of-hole", "sweep-into")  # here the table stays: its hole is the task
 GOALS = 50  # goals a task, as in Meta-World's MT1 and MT50
 GOAL_SEED = 42  # fixes which 50
 
@@ -188,8 +189,9 @@ class MetaWorldEnv(gymnasium.Env):
     def set_distraction(self, distraction: Distraction | None) -> None:
         """From now on draw pictures under `distraction`; None: as they are."""
         self.distraction = distraction
+        backdrop = BACKDROP[1:] if self.task.name in HOLE_TASKS else BACKDROP
         self.distractor = None if distraction is None else distraction.begin(
-            self._model, self.size, CAMERA, np.array(CAMERA_FOCUS), BACKDROP)
+            self._model, self.size, CAMERA, np.array(CAMERA_FOCUS), backdrop)
         if self.distractor is not None:
             self.distractor.seek(self._episode, self._steps or 0)
 

@@ -97,6 +97,18 @@ def test_nothing_is_rendered_unasked(env, monkeypatch):
     assert len(calls) == 5 and seen.frames.shape == (4, 64, 64, 3)
 
 
+def test_closing_one_environment_leaves_the_others_pictures_alone(env):
+    env.reset(options={"goal": 1})
+    for close in (lambda made: made.close(), lambda made: None):  # closed, or only forgotten
+        other = envs.make_env("reach", size=64)
+        other.reset()
+        other.render()
+        picture = env.render()  # now this one's OpenGL context is current
+        close(other)
+        del other
+        assert np.array_equal(env.render(), picture)
+
+
 def test_fifty_goals_and_two_orders_of_them(env):
     goals = envs._goals("pick-place-v3")
     assert len(goals) == len(np.unique(goals, axis=0)) == envs.GOALS == 50
