@@ -91,8 +91,8 @@ class XClipConfig:
     text_heads: int = 2
     text_length: int = 80
     prompt_layers: int = 1
-    updates: int = 450
-    learning_rate: float = 1e-3
+    updates: int = 400
+    learning_rate: float = 1.5e-3
     captions_per_batch: int = 36
     clips_per_task: int = 16
 

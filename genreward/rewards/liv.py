@@ -33,7 +33,7 @@ from ..trajectory import check_frames
 from ._fit import augment_clip, curve, fit
 from ._video_text import first_line, weights_digest
 from .base import RewardProperties, register
-from .roboclip import shows_success
+from .roboclip import held_out_experts, shows_success
 from .vlm_rm import FrameByFrame, goal_sentences, mean_direction
 
 if TYPE_CHECKING:  # at run time open_clip would take seconds to import
@@ -312,9 +312,8 @@ def evaluate(model: LIVModel, folder: demos.VideoFolder, per_task: int = 4) -> d
     """Mean Spearman correlation of the reward with time over held-out expert episodes (split "test"): for their own
     last frame as the goal, and for the caption of their last stage. Empty where there are none."""
     found: dict[str, list[float]] = {"image": [], "text": []}
-    for index, row in enumerate(folder.clips):
-        if row.get("split") != "test" or row.get("kind") != "expert" or row.get("number", 0) >= per_task:
-            continue
+    for index in held_out_experts(folder, per_task):
+        row = folder.clips[index]
         phi = model.encode_image(folder.frames(index, size=model.scorer.image_size))
         staged = row.get("stages") and row.get("stage_captions")
         text = model.encode_text(row["stage_captions"][row["stages"][-1]] if staged else row["text"])[0]

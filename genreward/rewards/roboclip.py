@@ -307,11 +307,19 @@ def retrieval(encoder: VideoTextEncoder, clips: np.ndarray, captions: Sequence[s
     return float(np.mean(scores.argmax(axis=1) == np.asarray(labels)))
 
 
+def held_out_experts(folder: demos.VideoFolder, per_task: int) -> list[int]:
+    """The first so many expert episodes of each task among a folder's test clips (split "test")."""
+    found: dict[Any, list[int]] = {}
+    for index, row in enumerate(folder.clips):
+        if row.get("split") == "test" and row.get("kind") == "expert":
+            found.setdefault(row.get("task"), []).append(index)
+    return [index for indices in found.values() for index in indices[:per_task]]
+
+
 def evaluate(encoder: VideoTextEncoder, folder: demos.VideoFolder, per_task: int = 2) -> dict[str, float]:
     """How often an expert's held-out episode (split "test") finds its own text among the texts of the test tasks, with
     n clips and chance; empty where there are no test clips."""
-    rows = [(index, row) for index, row in enumerate(folder.clips)
-            if row.get("split") == "test" and row.get("kind") == "expert" and row.get("number", 0) < per_task]
+    rows = [(index, folder.clips[index]) for index in held_out_experts(folder, per_task)]
     if not rows:
         return {}
     texts = sorted({row["text"] for _, row in rows})
