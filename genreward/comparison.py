@@ -107,7 +107,8 @@ def effects(table: pd.DataFrame, metric: str = "return", last: int = 1) -> pd.Da
     ends = finals(table, metric, last)
     lines = []
     for agent, task, method in ends.index.droplevel("seed").unique():
-        control = METHODS[method].env_reward if method in METHODS and METHODS[method].needs else None
+        paid = METHODS.get(method.partition("+")[0])  # a variant ("genreward_sound+alpha-0.1") has its method's control
+        control = paid.env_reward if paid is not None and (paid.needs or paid.weights) else None
         if control is None or (agent, task, control) not in ends.index.droplevel("seed"):
             continue
         treated, alone = ends.loc[(agent, task, method)], ends.loc[(agent, task, control)]

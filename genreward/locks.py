@@ -102,8 +102,11 @@ def hold(path: str | os.PathLike) -> Iterator[None]:
             raise Busy(f"{path.stem} is being made by process {other['pid']} on {other['host']}; let it end, or stop "
                        "it, and run the same command again")
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(me()))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(me()))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _held[name] = thread
     over = threading.Event()
 

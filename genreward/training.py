@@ -12,9 +12,10 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,7 @@ class Method:
     needs: tuple[str, ...] = ()
     fb: str | None = None
     what: str = ""
+    weights: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {
@@ -70,6 +72,15 @@ METHODS: dict[str, Method] = {
                     "sparse + the frame-level term as printed"),
     "fb_zero_shot": Method("sparse", "sparse", ("goal", "fb", "encoder"), "explored",
                            "no reward and no learning: F and B's own policy pi_z toward the goal frame"),
+    **{name + ("_dense" if env_reward == "dense" else ""):
+       Method(env_reward, name, needs, None, f"{env_reward} + {what}", weights)
+       for env_reward in ("sparse", "dense") for name, needs, weights, what in (
+           ("roboclip", ("demonstration",), ("roboclip",),
+            "RoboCLIP: the whole episode's video against one demonstration's, paid at its end"),
+           ("diffusion_reward", (), ("diffusion_reward", "tokens"),
+            "Diffusion Reward: how surely a video model of tokens expects the frame just reached, every step"),
+           ("tadpole", ("goal",), ("tadpole",),
+            "TADPoLe: how much the prompt helps a diffusion model of frames to denoise the frame, every step"))},
 }
 
 
@@ -275,20 +286,29 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
 def required(run: Run, profile: Profile) -> dict[str, Path]:
     """The files and folders that the run's method reads, by part; a missing one is an InputError that names it and the
     command which makes it."""
+    needed, absent = _required(run, profile)
+    for problem in absent.values():
+        raise InputError(problem)
+    return needed
+
+
+def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, str]]:
+    """What is there of the files and folders that the run's method reads, and for the others what to say."""
     method, where = METHODS[run.method], profiles.paths(profile)
     # F and B (and psi) depend on their own settings, the normaliser on the goal too
     own = "".join(f"+{_change_name(name, value)}" for name, value in run.changes if name.startswith("fb."))
     source = f"+goal-{run.goal_source}" if run.goal_source else ""
     needed: dict[str, Path] = {}
+    absent: dict[str, str] = {}
 
-    def need(part: str, path: Path, what: str, stage: str) -> None:
-        if not path.exists():
-            changed = own if stage == "fb" else source
-            command = (f"python -m genreward.pipeline --profile {profile.name} --only {stage}" if not changed and
-                       not (stage == "fb" and source) else
-                       f"python -m genreward.experiments parts --profile {profile.name}")
-            raise InputError(f"{what} is missing ({path.name}); make it with: {command}")
+    def need(part: str, path: Path, what: str, stage: str, command: str = "") -> None:
         needed[part] = path
+        if not path.exists():
+            del needed[part]
+            variant = own or source if stage == "fb" else source
+            by = "experiments parts" if variant else f"pipeline --only {stage}"
+            command = command or f"python -m genreward.{by} --profile {profile.name}"
+            absent[part] = f"{what} is missing ({path.name}); make it with: {command}"
 
     if "goal" in method.needs:
         folder = where.results / "goal_sources" / run.goal_source if run.goal_source else where.goals
@@ -304,7 +324,13 @@ def required(run: Run, profile: Profile) -> dict[str, Path]:
         if method.reward != "sparse":
             need("normaliser", where.fb / f"{run.task}{own}{source}-normaliser.json", f"the normaliser of {run.task!r}",
                  "fb")
-    return needed
+    for name in method.weights:
+        need(name, where.weights / "rewards" / name, f"the trained weights of {name}", "rewards",
+             f"python -m genreward.rewards.{name} train --profile {profile.name}")
+    if "demonstration" in method.needs:
+        need("demonstration", where.in_domain_demos / "metadata.jsonl", f"a demonstration of {run.task!r}", "demos",
+             f"python -m genreward.demos --profile {profile.name} --in-domain")
+    return needed, absent
 
 
 def reward_settings(run: Run, profile: Profile) -> dict[str, Any]:
@@ -320,11 +346,23 @@ def reward_settings(run: Run, profile: Profile) -> dict[str, Any]:
 def build_reward(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardModel:
     """The reward model of the run's method, with the profile's weights."""
     method = METHODS[run.method]
+    if method.weights:
+        return _published(run, profile, parts)
     given = {name: parts.get(name) for name in method.needs}
     model = make_reward(method.reward, given, **reward_settings(run, profile))
     if method.fb == "explored":
         model.load_state_dict(files.read_json(required(run, profile)["normaliser"]))
     return model
+
+
+def _published(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardModel:
+    """A reward model with trained weights of its own, at its publication's interval."""
+    name, needed = METHODS[run.method].reward, required(run, profile)
+    module = importlib.import_module(f".rewards.{name}", __package__)
+    if name == "roboclip":
+        shown = module.demonstration(needed["demonstration"].parent, run.task, profile.image_size)
+        return make_reward(name, {"video_text": module.load(needed[name], profile.device), "demonstration": shown})
+    return module.load(needed[name], **({"goal": parts["goal"]} if "goal" in parts else {}))
 
 
 def build_env(run: Run, profile: Profile, parts: dict[str, Any], reward: RewardModel) -> GoalRewardEnv | OnlineFB:
@@ -424,7 +462,8 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
     """What a checkpoint must agree with: the run, the numbers it depends on, the files that it reads and the code.
 
     The code is that of the environment, the agent, the reward model and everything that they import from the package,
-    a digest a module (`code_identity`). Versions of libraries are not in it, but in the record's provenance.
+    a digest a module (`code_identity`). Versions of libraries are not in it, but in the record's provenance. Inputs
+    that are not there are left out.
     """
     method = METHODS[run.method]
     numbers: dict[str, Any] = {
@@ -442,7 +481,8 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
     described = asdict(run)
     described.pop("steps")  # a run may be taken further
     described["changes"] = dict(run.changes)
-    roots = ["envs", "rewards.base", get_reward(method.reward).__module__]
+    roots = ["envs", "rewards.base",
+             f"rewards.{method.reward}" if method.weights else get_reward(method.reward).__module__]
     decisive = DECISIVE
     if run.agent == "zero_shot":
         decisive = ("evaluate", "_zero_shot")
@@ -453,7 +493,7 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
     if method.fb:
         roots += ["encoders", "forward_backward"]
     return {"run": described, "numbers": {key: files.digest(value) for key, value in numbers.items()},
-            "inputs": {part: _input_digest(path) for part, path in required(run, profile).items()},
+            "inputs": {part: _input_digest(path) for part, path in _required(run, profile)[0].items()},
             "code": {**code_identity.digests(roots), "training": code_identity.digest_of("training", decisive)}}
 
 
@@ -471,30 +511,32 @@ def _digest_of_state(path: Path, state: tuple) -> str:
 def examine(run: Run, folder: Path | None = None, accept_code: bool = False) -> tuple[str, str]:
     """How a run stands, and why, from its record and checkpoint: nothing is trained and nothing is changed.
 
-    "done"; "partial" (begun, to be continued); "missing" (not begun); "damaged" (the record is cut short or was edited:
-    training puts it right, from the checkpoint where there is one); "stale" (made with other numbers, files or, unless
-    `accept_code`, other code; the reason names what differs); "blocked" (something that it reads is not there yet).
+    "done" (the reason names inputs that are not there to compare with); "partial" (begun, to be continued); "missing"
+    (not begun); "damaged" (the record is cut short or was edited: training puts it right, from the checkpoint where
+    there is one); "stale" (made with other numbers, files or, unless `accept_code`, other code; the reason names what
+    differs); "blocked" (something that it reads is not there yet).
     """
     profile = check_run(run)
     where = profiles.paths(profile)
     table = (folder or where.runs) / f"{run.run_id}.csv"
-    try:
-        me = identity(run, profile)
-    except InputError as problem:
-        return "blocked", str(problem)
+    me, absent = identity(run, profile), _required(run, profile)[1]
     if not table.is_file():
+        if absent:
+            return "blocked", next(iter(absent.values()))
         begun = (where.checkpoints / f"{run.run_id}.pt").is_file()
         return ("partial", "a checkpoint without a record") if begun else ("missing", "")
     try:
         results.read_run(table)
         kept = files.read_json(table.with_suffix(".json"))
-        _same(kept.get("identity"), me, table, accept_code)
+        _same(kept.get("identity"), me, table, accept_code, absent)
     except Stale as difference:
         return "stale", str(difference)
     except InputError as problem:
         return "damaged", str(problem)
     steps, wanted = int(kept.get("steps", 0)), total_steps(run, profile)
-    return ("done", "") if steps >= wanted else ("partial", f"{steps} of {wanted} steps")
+    if steps >= wanted:  # a clone has the records, but not all that they were made from
+        return "done", f"not compared with what is not here: {', '.join(absent)}" if absent else ""
+    return ("blocked", next(iter(absent.values()))) if absent else ("partial", f"{steps} of {wanted} steps")
 
 
 def train_agent(run: Run, progress: bool = True, folder: Path | None = None, parts: dict[str, Any] | None = None,
@@ -627,8 +669,9 @@ def _write(folder: Path, run: Run, rows: list[dict[str, Any]], me: dict[str, Any
                              {**results.provenance(seconds=seconds), "identity": me, "steps": taken, **more})
 
 
-def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False) -> None:
-    """A `Stale` that names each difference between a record's identity and this run's; none of code if accepted."""
+def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False, absent: Iterable[str] = ()) -> None:
+    """A `Stale` that names each difference between a record's identity and this run's; none of code if accepted, and
+    none of inputs that are `absent`."""
     def flat(thing: Any, name: str = "") -> dict[str, Any]:
         if not isinstance(thing, dict):
             return {name: thing}
@@ -637,6 +680,7 @@ def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = Fal
     theirs = theirs if isinstance(theirs, dict) else {}
     other, own = flat(theirs), flat(mine)
     different = [key.lstrip(".") for key in sorted(other.keys() | own.keys()) if other.get(key) != own.get(key)]
+    different = [name for name in different if name not in {f"inputs.{part}" for part in absent}]
     unknown = bool(mine.get("code")) and not theirs.get("code")
     if accept_code or unknown:
         different = [name for name in different if not name.startswith("code.")]
