@@ -1,14 +1,16 @@
-"""Reward models: closed forms of Eq. 3-5, 9 and 10, offline = online, what is rendered, and what is refused."""
+"""Reward models: closed forms of Eq. 3-5, 9 and 10, what is rendered, the wrapper, and what is refused.
+
+What every registered model must keep to (offline = online, the past only, bad trajectories) is in
+`test_rewards_contract.py`.
+"""
 
 import genreward  # noqa: F401  isort: skip
 import functools
-import warnings
 from dataclasses import dataclass, replace
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from genreward import rewards
 from genreward.errors import InputError
@@ -289,33 +291,7 @@ def test_dense_and_sparse_stand_in_for_the_environments_reward():
     assert info["reward_terms"] == {"env": paid} and paid == info["dense_reward"]  # not counted twice
 
 
-# ----------------------------------------------------------------------------------- offline = online, what is rendered
-
-@pytest.mark.parametrize("name", rewards.available())
-def test_what_is_studied_is_what_is_paid(name):
-    episode, env = record(seed=4), Toy()
-    wrapped = rewards.GoalRewardEnv(env, make(name), "none")
-    wrapped.reset(seed=4)
-    online = [wrapped.step(action)[1] for action in episode.actions]
-    model = make(name)
-    assert online == pytest.approx(model.score(episode), rel=1e-5, abs=1e-7)
-    wanted = sum(model.needs_frame(t, STEPS) for t in range(STEPS + 1))
-    assert env.renders == wanted, "a frame was rendered that nobody asked for"
-    if wanted == 0:
-        assert np.array_equal(model.score(replace(episode, frames=None)), model.score(episode))
-
-
-@pytest.mark.parametrize("name", rewards.available())
-def test_scores_look_at_the_past_only(name):
-    """A prefix of an episode is paid the same whatever comes later."""
-    episode, other = record(seed=6), record(seed=7)
-    mixed = Trajectory("toy", *(np.concatenate([getattr(episode, key)[:129 if key in ("states", "frames") else 128],
-                                                getattr(other, key)[129 if key in ("states", "frames") else 128:]])
-                                for key in ("states", "actions", "rewards", "success", "frames")))
-    assert np.allclose(make(name).score(episode)[:128], make(name).score(mixed)[:128])
-    if name not in ("clock",):
-        assert not np.allclose(make(name).score(episode)[128:], make(name).score(mixed)[128:], rtol=1e-9, atol=0)
-
+# ---------------------------------------------------------------------------------------------------- what is rendered
 
 def test_the_printed_reward_renders_few_frames_and_encodes_each_once():
     env, model = Toy(), make("genreward")
@@ -343,13 +319,6 @@ def test_a_frame_that_was_not_rendered_is_named():
 
 
 # ------------------------------------------------------------------------------------------------------- the wrapper
-
-@pytest.mark.parametrize("name", rewards.available())
-def test_gymnasiums_checker_passes(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of any wrapper, and of spaces without bounds
-        check_env(rewards.GoalRewardEnv(Toy(), make(name)))
-
 
 def test_ledger_holds_each_terms_share():
     ledger = rewards.RewardLedger()
@@ -419,32 +388,6 @@ def test_wrapper_refuses_what_it_cannot_use():
 
 # ------------------------------------------------------------------------------------------------------ the registry
 
-def test_a_reward_from_outside_the_package():
-    @rewards.register("left_half")
-    class LeftHalf(rewards.RewardModel):
-        properties = rewards.RewardProperties(True, False, False, "this test")
-
-        def needs_frame(self, t, episode_steps):
-            return t > 0
-
-        def terms(self, history, t):
-            return {"left": float(history.frames[t][:, :SIZE // 2].mean() / 255)}
-
-    try:
-        env = rewards.GoalRewardEnv(Toy(), rewards.make_reward("left_half"), "none")
-        env.reset(seed=4)
-        episode = record(seed=4)
-        assert [env.step(action)[1] for action in episode.actions] == pytest.approx(rewards.make_reward("left_half")
-                                                                                    .score(episode))
-        assert "left_half" in rewards.table1().index
-        with pytest.raises(InputError, match="is taken by"):
-            rewards.register("left_half")(type("Other", (LeftHalf,), {"__qualname__": "Other"}))
-    finally:
-        rewards.base._REGISTRY.pop("left_half")
-    with pytest.raises(InputError, match="must be a subclass of RewardModel"):
-        rewards.register("nothing")(dict)
-
-
 def test_unknown_names_and_settings():
     with pytest.raises(InputError, match="unknown reward 'dens'; valid: clock, dense, genreward"):
         rewards.get_reward("dens")
@@ -472,54 +415,6 @@ def test_table1_says_what_the_paper_says():
     oracle = rewards.make_reward("genreward", parts(goal=StubGoal(goal_video(), source="demonstration")))
     assert not oracle.properties.demo_free and not oracle.properties.generated
     assert rewards.get_reward("genreward").properties.demo_free  # the class is not changed by one oracle
-
-
-# --------------------------------------------------------------------------------------------------------- bad input
-
-def spoil(**changes):
-    return lambda episode: replace(episode, **{name: change(getattr(episode, name))
-                                               for name, change in changes.items()})
-
-
-def cut(steps):
-    return lambda episode: Trajectory("toy", episode.states[:steps + 1], episode.actions[:steps],
-                                      episode.rewards[:steps], episode.success[:steps], episode.frames[:steps + 1])
-
-
-def nan(values):
-    values = values.copy()
-    values[1] = np.nan
-    return values
-
-
-BAD = {
-    "no step": (cut(0), "at least 2 steps, got 0"),
-    "one step": (cut(1), "at least 2 steps, got 1"),
-    "grey": (spoil(frames=lambda f: f[..., :1]), "RGB"),
-    "no channel": (spoil(frames=lambda f: f[..., 0]), "RGB"),
-    "float": (spoil(frames=lambda f: f / 255.0), "uint8"),
-    "NaN state": (spoil(states=nan), "states hold NaN"),
-    "NaN action": (spoil(actions=nan), "actions hold NaN"),
-    "NaN reward": (spoil(rewards=nan), "rewards hold NaN"),
-}
-
-
-@pytest.mark.parametrize("name", rewards.available())
-@pytest.mark.parametrize("case", BAD)
-def test_bad_trajectories_cost_one_line(name, case):
-    change, message = BAD[case]
-    with pytest.raises(InputError, match=message) as problem:
-        make(name).score(change(record(4)))
-    assert "\n" not in str(problem.value)
-
-
-@pytest.mark.parametrize("name", [name for name in rewards.available()
-                                  if any(make(name).needs_frame(t, STEPS) for t in range(STEPS))])
-def test_rewards_that_look_need_frames_of_their_size(name):
-    with pytest.raises(InputError, match="must be 8x8 pixels, got 16x16"):
-        make(name).score(spoil(frames=lambda f: f.repeat(2, 1).repeat(2, 2))(record()))
-    with pytest.raises(InputError, match="looks at frames and the trajectory has none"):
-        make(name).score(replace(record(), frames=None))
 
 
 # ------------------------------------------------------------------------------------------------- with real models

@@ -9,6 +9,7 @@ behind goals and the forward-backward representation and before the agents.
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
@@ -204,7 +205,10 @@ def register(name: str) -> Callable[[type[RewardModel]], type[RewardModel]]:
         if not isinstance(getattr(model, "properties", None), RewardProperties):
             raise InputError(f"reward {name!r} needs `properties`, a RewardProperties")
         known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (model.__module__, model.__qualname__):
+        module = model.__module__
+        if module == "__main__":  # `python -m genreward.rewards.x` runs a module that the package has imported already
+            module = getattr(sys.modules[module].__spec__, "name", module)
+        if known is not None and (known.__module__, known.__qualname__) != (module, model.__qualname__):
             raise InputError(f"the reward name {name!r} is taken by {known.__module__}.{known.__qualname__}")
         model.name = name
         _REGISTRY[name] = model
