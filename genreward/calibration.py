@@ -230,7 +230,7 @@ def load_model(profile: Profile, task: str, features: str, targets: str = "buffe
         return Model(fbs.ForwardBackward.load(path), encoder, exploration(profile, task, encoder),
                      pd.read_csv(where.fb / f"{task}-training.csv"))
     replay = exploration(profile, task)
-    config = replace(profile.fb, fb_targets=targets)
+    config = replace(profile.fb, fb_targets=targets, scaling="each")  # metres beside a gripper's opening
     made = files.digest(asdict(config), replay["features"][-1], None if goal is None else goal)
     path = where.checkpoints / f"fb-state-{task}-{targets}-{made}.pt"
     if not path.is_file():

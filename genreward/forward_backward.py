@@ -47,12 +47,13 @@ from .profiles import FBConfig
 
 FB_TARGETS = ("buffer", "goal")
 NEXT_ACTIONS = ("policy", "replay")
+SCALINGS = ("each", "together")
 TWINS = ("mean", "min")
 LOSS_TERMS = ("fb_offdiagonal", "fb_diagonal", "orthonormality", "policy", "total")
 FORMAT = "genreward.forward_backward.v1"
 # How long to train says nothing about what the networks are: a run may be resumed for longer.
 _NOT_PART_OF_THE_MODEL = ("updates", "exploration_steps")
-_BEFORE = {"twin": "min"}  # how files trained before it could be chosen were
+_BEFORE = {"twin": "min", "scaling": "each"}  # how files trained before it could be chosen were
 _LIMIT = 10.0
 
 Array = np.ndarray | torch.Tensor
@@ -60,15 +61,20 @@ FeatureFunction = Callable[[gymnasium.Env, np.ndarray], np.ndarray]
 
 
 class FeatureScaler(nn.Module):
-    """Features standardised by the mean and spread of the replay, clipped to -10..10; identity until `fit`.
+    """Features brought to a scale of 1 by mean and spread of the replay, clipped to -10..10; identity until `fit`.
 
-    1% of the largest spread is added to each, so that a component of hardly any variance is not blown up to the size
-    of the others. A feature that never varied in the replay says nothing there and gets weight 0: at a goal it could
-    only be an input that the networks have never seen. The statistics are saved with the networks.
+    scaling "together"  one factor for all of them: what varies most stays what varies most. For features of one space,
+                        like principal axes, whose smallest hold little but noise: at equal size they drown the rest
+            "each"      every feature by its own spread, for features of different units, like parts of a state. 1% of
+                        the largest spread is added to each, so that a component of hardly any variance is not blown up
+
+    A feature that never varied in the replay says nothing there and gets weight 0: at a goal it could only be an input
+    that the networks have never seen. The statistics are saved with the networks.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scaling: str = "each") -> None:
         super().__init__()
+        self.scaling = scaling
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("weight", torch.ones(dim))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
@@ -80,7 +86,11 @@ class FeatureScaler(nn.Module):
         features = features.double()
         spread = features.std(0, correction=0)
         largest = spread.max()
-        weight = torch.where(spread > 1e-6 * largest, 1.0 / (spread + 0.01 * largest), torch.zeros_like(spread))
+        varies = spread > 1e-6 * largest
+        scale = spread + 0.01 * largest
+        if self.scaling == "together" and varies.any():
+            scale = spread[varies].square().mean().sqrt().expand_as(spread)
+        weight = torch.where(varies, 1.0 / scale, torch.zeros_like(spread))
         self.mean.copy_(features.mean(0))
         self.weight.copy_(weight)
         self.fitted.fill_(True)
@@ -237,7 +247,7 @@ class ForwardBackward:
             backward = _Backward(feature_dim, config.dim, config.hidden)
             policy = _Policy(feature_dim, action_dim, config.dim, config.hidden)
         self.networks = nn.ModuleDict({"forward_net": forward, "backward_net": backward, "policy_net": policy,
-                                       "scaler": FeatureScaler(feature_dim)}).to(self.device)
+                                       "scaler": FeatureScaler(feature_dim, config.scaling)}).to(self.device)
         self.targets = nn.ModuleDict({name: copy.deepcopy(self.networks[name])
                                       for name in ("forward_net", "backward_net")}).requires_grad_(False)
         self._fb_parameters = [*self.networks["forward_net"].parameters(), *self.networks["backward_net"].parameters()]
@@ -559,6 +569,8 @@ def _check_config(config: FBConfig) -> None:
         raise errors.unknown("fb_targets", config.fb_targets, FB_TARGETS)
     if config.next_action not in NEXT_ACTIONS:
         raise errors.unknown("next_action", config.next_action, NEXT_ACTIONS)
+    if config.scaling not in SCALINGS:
+        raise errors.unknown("scaling", config.scaling, SCALINGS)
     if config.twin not in TWINS:
         raise errors.unknown("twin", config.twin, TWINS)
     for name in ("dim", "hidden"):

@@ -84,7 +84,8 @@ class ClipConfig:
 @dataclass(frozen=True)
 class FBConfig:
     """Forward-backward representation (Eq. 7-9). gamma < 1; `fb_targets` as printed ("goal") or sound ("buffer");
-    `twin`: the two forward heads taken together by their "mean", or the smaller of them as printed ("min")."""
+    `twin`: the two forward heads taken together by their "mean", or the smaller of them as printed ("min"); `scaling`:
+    psi's features "together" by one factor, or "each" by its own spread (for states)."""
 
     dim: int = 32
     hidden: int = 256
@@ -95,6 +96,7 @@ class FBConfig:
     orthonormality: float = 1.0
     fb_targets: str = "buffer"
     twin: str = "mean"
+    scaling: str = "together"
     action_aware: bool = True
     next_action: str = "policy"
     goal_fraction: float = 0.5

@@ -340,6 +340,14 @@ def test_scaling_of_features_and_rewards():
     np.testing.assert_allclose(scaled.std(0), [1 / 1.2, 1 / 1.01, 0], rtol=0.03)
     assert scaler(torch.full((1, 3), 1e6)).abs().max() == 10 and scaler(torch.full((1, 3), 1e6))[0, 2] == 0
 
+    # one factor for all keeps their proportions, and still drops what never varied
+    together = FeatureScaler(3, "together")
+    together.fit(torch.from_numpy(features))
+    spreads = together(torch.from_numpy(features).float()).numpy().std(0)
+    assert spreads[1] / spreads[0] == pytest.approx(20, rel=0.1) and spreads[2] == 0
+    assert np.sqrt(np.mean(spreads[:2] ** 2)) == pytest.approx(1.0, rel=0.01)
+    assert ForwardBackward(3, 2, TINY).scaler.scaling == TINY.scaling == "together"
+
     normaliser = RewardNormaliser.fit(np.array([1.0, 3.0]))
     np.testing.assert_allclose(normaliser(np.array([1.0, 3.0, 2.0])), [-1, 1, 0])
     np.testing.assert_allclose(RewardNormaliser.fit(np.full(4, 50.0))(np.full(2, 50.0)), 0)
@@ -427,6 +435,7 @@ def test_damaged_and_foreign_files(tmp_path):
     ({"gamma": 1.0}, "gamma must lie between 0 and 1"), ({"gamma": 1.5}, "gamma"), ({"gamma": 0.0}, "gamma"),
     ({"fb_targets": "both"}, "unknown fb_targets 'both'; valid: buffer, goal"),
     ({"next_action": "best"}, "unknown next_action"), ({"twin": "max"}, "unknown twin 'max'; valid: mean, min"),
+    ({"scaling": "none"}, "unknown scaling 'none'; valid: each, together"),
     ({"dim": 0}, "dim"), ({"batch": 1}, "batch"),
     ({"goal_fraction": 1.1}, "goal_fraction"), ({"tau": 0.0}, "tau"), ({"policy_noise": -1.0}, "policy_noise"),
     ({"learning_rate": 0.0}, "learning_rate")])
