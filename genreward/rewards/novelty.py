@@ -7,6 +7,7 @@ ICLR 2019). It stands beside the rewards over tokens and is switched off unless 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,13 @@ class Novelty:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `learn` changes."""
-        return {"predictor": self.predictor.state_dict(), "target": self.target.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "count": self.count, "square": self.square,
-                "pending": [row.copy() for row in self.pending]}
+        return deepcopy({"predictor": self.predictor.state_dict(), "target": self.target.state_dict(),
+                         "optimiser": self.optimiser.state_dict(), "count": self.count, "square": self.square,
+                         "pending": self.pending})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        state = deepcopy(state)  # the optimiser would go on writing to the tensors that it is given
         self.predictor.load_state_dict(state["predictor"])
         self.target.load_state_dict(state["target"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -270,11 +270,11 @@ class TokenizerConfig:
 
     image_size: int = 64
     patch: int = 4
-    channels: tuple[int, ...] = (64, 96)
+    channels: tuple[int, ...] = (48, 48)
     codes: int = 128
     code_dim: int = 8
     norm_groups: int = 8
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 16
     learning_rate: float = 2e-3
     revive_every: int = 20
