@@ -104,9 +104,11 @@ class Experiment:
         budget = budget_of(profile)
         steps = budget.main_steps if self.main else budget.steps
         tasks = [task for task in self.tasks if budget.cut is None or task in budget.cut]
-        return [Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else budget.agent, seed, profile.name,
-                    profile.name, None if arm.method == "fb_zero_shot" else steps, _real(arm.changes, profile))
-                for seed in range(min(budget.seeds, self.seeds or budget.seeds)) for task in tasks for arm in self.arms]
+        seeds = range(min(budget.seeds, self.seeds or budget.seeds))
+        every = (Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else budget.agent, seed,
+                     profile.name, profile.name, None if arm.method == "fb_zero_shot" else steps,
+                     _real(arm.changes, profile)) for seed in seeds for task in tasks for arm in self.arms)
+        return list({run.run_id: run for run in every}.values())
 
 
 def _real(changes: tuple[tuple[str, Any], ...], profile: Profile) -> tuple[tuple[str, Any], ...]:

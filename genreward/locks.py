@@ -45,7 +45,9 @@ def me() -> dict[str, Any]:
 
 def alive(holder: dict[str, Any], silent_for: float) -> bool:
     """Whether the process that `me` described still runs; `silent_for`: seconds since its last sign of life."""
-    if holder.get("host") != socket.gethostname():
+    if not holder.get("host"):
+        return False
+    if holder["host"] != socket.gethostname():
         return silent_for < SILENCE
     try:
         process = psutil.Process(int(holder["pid"]))
