@@ -1,6 +1,6 @@
 """From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
 
-    demos -> video_model -> scorer -> goals -> generation -> fb -> calibration -> agents
+    demos -> video_model -> scorer -> goals -> generation -> fb -> calibration -> study -> agents
 
 A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
 goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
@@ -24,7 +24,7 @@ from . import demos, envs, errors, files, profiles
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
-STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "calibration", "agents")
+STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "calibration", "study", "agents")
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -148,7 +148,7 @@ def exploration(profile: Profile, task: str, encoder: object | None = None) -> d
     Kept under build/; collected anew where it is not there, or was seen with another psi."""
     from .forward_backward import collect_exploration, near_object_policy
 
-    size, steps = profile.image_size, profile.fb.exploration_steps
+    size, steps = profile.video.image_size, profile.fb.exploration_steps
     seen = "state" if encoder is None else f"{encoder.name}-{files.digest(encoder.pca.axes, encoder.source)}"
     path = profiles.paths(profile).build / "exploration" / f"{task}-{seen}-{steps}.npz"
     if not path.is_file():
@@ -190,7 +190,7 @@ def make_fb(profile: Profile) -> None:
         rng, frames = np.random.default_rng(EXPLORATION_SEED), []
         episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(fb_tasks(profile))))
         for name in fb_tasks(profile):
-            env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.image_size)
+            env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
             frames += [envs.rollout(env, near_object_policy(rng), steps=128).frames for _ in range(episodes)]
             env.close()
         encoder.fit(np.concatenate(frames)).save(where.psi, np.float16)
@@ -219,6 +219,13 @@ def make_calibration(profile: Profile) -> None:
         record(profile, what, fb_tasks(profile))
 
 
+def make_study(profile: Profile) -> None:
+    """Every reward model's scores of the same episodes, and what they measure."""
+    from . import reward_study
+
+    reward_study.make_study(profile)
+
+
 def make_agents(profile: Profile) -> None:
     """Every run of the profile's grid that is not on record yet; a failing one is reported and the others go on."""
     from . import experiments
@@ -238,7 +245,8 @@ def _publish(source: Path, target: Path) -> None:
 
 MAKERS: dict[str, Callable[[Profile], None]] = {
     "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
-    "generation": make_generation, "fb": make_fb, "calibration": make_calibration, "agents": make_agents}
+    "generation": make_generation, "fb": make_fb, "calibration": make_calibration, "study": make_study,
+    "agents": make_agents}
 
 
 def missing(stage: str, profile: Profile) -> bool:
@@ -263,6 +271,10 @@ def missing(stage: str, profile: Profile) -> bool:
 
         return any(not (where.results / folder / f"{run_name(what, name, one)}.csv").is_file()
                    for what, folder in FOLDERS.items() for name in fb_tasks(profile) for one in FEATURES)
+    if stage == "study":
+        from . import reward_study
+
+        return reward_study.missing(profile)
     return True  # each run decides for itself
 
 

@@ -24,7 +24,7 @@ from .distractions import Distraction, distracted_frames
 from .errors import InputError
 from .profiles import Profile
 from .tasks import PAPER_TASKS, Task, get_task
-from .trajectory import Trajectory
+from .trajectory import Trajectory, uniform_indices
 
 OUTCOMES = demos.KINDS  # expert, failure, half, random
 # LOOKS (background, camera, colour): the expert's success, drawn in another way
@@ -294,6 +294,7 @@ def record(profile: str | Profile, tasks: Sequence[str] | None = None) -> None:
                 **{name: np.array([one.info[name] for one in episodes]) for name in ("kind", "failure", "start")})
     if all((study_folder(profile) / f"{task}.npz").is_file() for task in config.tasks):
         write_trajectories(profile)
+        write_example(profile)
 
 
 def order_of(task: str, config: StudyConfig, profile: Profile) -> str:
@@ -355,6 +356,37 @@ def write_trajectories(profile: str | Profile) -> Path:
                             progress=np.concatenate([one.info["progress"][1:] for one in episodes]).astype(np.float32),
                             success=np.concatenate([one.success for one in episodes]), stride=config.stride)
     return path
+
+
+EXAMPLE_FRAMES = 7
+
+
+def write_example(profile: str | Profile) -> Path:
+    """Keep a few pictures of the first start's episodes, one of every kind, of each task: results/<profile>/study/
+    example.npz, "<task>/<kind>" -> (7, H, W, 3) uint8, spread evenly over the episode."""
+    profile = profiles.get_profile(profile)
+    shown: dict[str, np.ndarray] = {}
+    for task in get_config(profile).tasks:
+        for one in load_episodes(profile, task):
+            frames = one.frames[uniform_indices(len(one.frames), EXAMPLE_FRAMES)]
+            shown.setdefault(f"{task}/{one.info['kind']}", frames)
+    path = results_folder(profile) / "example.npz"
+    with files.atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **shown)
+    return path
+
+
+def load_example(profile: str | Profile, task: str) -> dict[str, np.ndarray]:
+    """Kind -> pictures (7, H, W, 3) uint8 of a task, as `write_example` kept them."""
+    path = results_folder(profile) / "example.npz"
+    if not path.is_file():
+        raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study record "
+                         f"--profile {profiles.get_profile(profile).name}")
+    with np.load(path) as kept:
+        found = {name.partition("/")[2]: kept[name] for name in kept.files if name.startswith(f"{task}/")}
+        if not found:
+            raise errors.unknown("task of the study", task, {name.partition("/")[0] for name in kept.files})
+    return {kind: found[kind] for kind in KINDS if kind in found}
 
 
 def identity(profile: Profile) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from genreward import errors, pipeline, profiles, training
+from genreward import errors, pipeline, profiles, reward_study, training
 from genreward.errors import InputError
 from genreward.tasks import PAPER_TASKS
 
@@ -26,6 +26,8 @@ def make_all(where, tasks=PAPER_TASKS):
     touch(*(where.results / folder / f"{what.replace('-', '_')}_{task}_{features}.csv" for task in
             pipeline.fb_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
             for features in ("state", "pixels")))
+    touch(*(where.study / name for name in ("trajectories.npz", "goal_frames.npz", "quality/quality.csv")))
+    touch(*(where.study / "scores" / f"{name}.npz" for name in reward_study.MODELS))
 
 
 @pytest.fixture
@@ -54,9 +56,10 @@ def test_what_exists_is_passed_over(made, capsys):
     assert made == ["agents"]  # each run decides for itself; the videos are for training only
     assert "goals: there already" in capsys.readouterr().out
     (where.goals / PAPER_TASKS[3] / "goal.json").unlink()
+    (where.study / "scores" / "clock.npz").unlink()
     made.clear()
-    pipeline.run("smoke", only=("goals", "fb"))
-    assert made == ["goals"]
+    pipeline.run("smoke", only=("goals", "fb", "study"))
+    assert made == ["goals", "study"]
 
 
 def test_videos_are_wanted_only_for_training(made):
@@ -73,7 +76,7 @@ def test_videos_are_wanted_only_for_training(made):
 
 
 def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
-    valid = "agents, calibration, demos, fb, generation, goals, scorer, video_model"
+    valid = "agents, calibration, demos, fb, generation, goals, scorer, study, video_model"
     with pytest.raises(InputError, match=f"unknown stage 'goal'; valid: {valid}"):
         pipeline.run("smoke", only=("demos", "goal"))
     with pytest.raises(InputError, match="unknown profile 'smok'"):

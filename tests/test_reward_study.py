@@ -195,6 +195,15 @@ def test_recorded_episodes_come_back_as_they_were(study):
     assert np.allclose(last.loc[list(zip(episodes["task"], episodes["episode"], strict=True))], episodes["progress"])
 
 
+def test_an_example_of_every_kind_is_kept(study):
+    shown = reward_episodes.load_example("smoke", "shelf-place")
+    assert tuple(shown) == KINDS
+    first = {one.info["kind"]: one for one in reversed(fake_task("shelf-place", TINY, 8))}  # of the first start
+    assert np.array_equal(shown["missing"], first["missing"].frames[[0, 1, 3, 4, 5, 7, 8]])
+    with pytest.raises(InputError, match="unknown task of the study 'reach'; valid: pick-place, shelf-place"):
+        reward_episodes.load_example("smoke", "reach")
+
+
 def test_recording_goes_on_where_it_was_and_notices_another_order(study, monkeypatch):
     reward_episodes.record("smoke")
     (reward_episodes.study_folder("smoke") / "shelf-place.npz").unlink()
