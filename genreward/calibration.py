@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from . import envs, errors, files, profiles, results
@@ -297,7 +298,7 @@ def measure_task(profile: Profile, task: str, features: str, config: Settings) -
             many pairs had fewer than `least` replay states in the ball), and `<features>-<fb_targets>` for the log of
             training (rank, effective_rank, max_measure, mean_measure, measure_scale by update)
     """
-    env = envs.make_env(task, seed=config.seed, split="eval", size=profile.image_size,
+    env = envs.make_env(task, seed=config.seed, split="eval", size=profile.video.image_size,
                         episode_steps=max(config.horizon, 128) + 1)
     rows: list[dict[str, Any]] = []
 
@@ -310,7 +311,7 @@ def measure_task(profile: Profile, task: str, features: str, config: Settings) -
         if features == "pixels":
             goals = imagine(profile, task, goals, config.seed)
         for targets in ("buffer", "goal") if features == "state" else ("buffer",):
-            model = load_model(profile, task, features, targets, goals.states[0])
+            model = load_model(profile, task, features, targets, goals.states[0] if targets == "goal" else None)
             _measure_model(env, model, goals, f"{features}-{targets}", config, add)
     finally:
         env.close()
@@ -360,10 +361,10 @@ def _measure_model(env: envs.MetaWorldEnv, model: Model, goals: Goals, method: s
 def zero_shot_task(profile: Profile, task: str, features: str, config: Settings) -> list[dict[str, Any]]:
     """Return, success and reach of pi_z toward the goal of the episode's own start and toward that of another, beside
     the random policy and the expert: rows of the results schema, one seed a start (the same starts for all)."""
-    env = envs.make_env(task, seed=config.seed, split="eval", size=profile.image_size,
+    env = envs.make_env(task, seed=config.seed, split="eval", size=profile.video.image_size,
                         episode_steps=profile.episode_steps if config.horizon >= 100 else config.horizon)
     # The expert shows the goal with the time that it takes, however short the episodes of a smoke profile are.
-    teacher = envs.make_env(task, seed=config.seed, split="eval", size=profile.image_size)
+    teacher = envs.make_env(task, seed=config.seed, split="eval", size=profile.video.image_size)
     rows: list[dict[str, Any]] = []
     try:
         goals = expert_goals(teacher, config.episodes, config.seed, pictures=features == "pixels")
@@ -411,7 +412,10 @@ def run_name(what: str, task: str, features: str) -> str:
 
 def record(profile: str | Profile, what: str, tasks: Sequence[str], features: Sequence[str] = FEATURES,
            config: Settings | None = None) -> list[Path]:
-    """Measure what is not on record yet; the tables, in order. `what`: "measure" or "zero-shot"."""
+    """Measure what is not on record, or was measured with other weights or settings; the tables, in order.
+
+    what: "measure" or "zero-shot".
+    """
     profile = profiles.get_profile(profile)
     if what not in MEASURES:
         raise unknown("measurement", what, MEASURES)
@@ -429,18 +433,29 @@ def record(profile: str | Profile, what: str, tasks: Sequence[str], features: Se
     folder, written = profiles.paths(profile).results / FOLDERS[what], []
     for task in names:
         for one in features:
-            name = run_name(what, task, one)
-            path = folder / f"{name}.csv"
-            if not path.is_file():
+            name, effort = run_name(what, task, one), config or settings(profile, one)
+            path, inputs = folder / f"{name}.csv", _inputs(profile, task, one, effort)
+            if not path.is_file() or files.read_json(path.with_suffix(".json")).get("inputs") != inputs:
                 began = time.time()
-                effort = config or settings(profile, one)
                 rows = MEASURES[what](profile, task, one, effort)
                 for row in rows:
                     row["value"] = float(f"{row['value']:.6g}")
                 results.write_run(folder, name, rows, results.provenance(
-                    round(time.time() - began, 1), settings=asdict(effort), fb=asdict(profile.fb), features=one))
+                    round(time.time() - began, 1), settings=asdict(effort), fb=asdict(profile.fb), features=one,
+                    inputs=inputs))
             written.append(path)
     return written
+
+
+def _inputs(profile: Profile, task: str, features: str, effort: Settings) -> dict[str, str]:
+    """Digests of what a measurement depends on: its effort, the settings of F and B, the weights behind pictures."""
+    where = profiles.paths(profile)
+    found = {"settings": files.digest(asdict(effort), asdict(profile.fb))}
+    if features == "pixels":
+        parts = {"fb": where.fb / f"{task}.pt", "psi": where.psi, "video_model": where.video_model, "lora": where.lora,
+                 "scorer": where.scorer}
+        found |= {part: files.digest(path) for part, path in parts.items() if path.exists()}
+    return found
 
 
 def load(profile: str | Profile, what: str) -> pd.DataFrame:
@@ -472,11 +487,12 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("task", "features", "fb_ta
     lines = []
     for group, rows in pairs(table).groupby(list(by), sort=False):
         predicted, measured = rows["predicted"].to_numpy(), rows["measured"].to_numpy()
+        varies = min(rows["predicted"].nunique(), rows["measured"].nunique()) > 1
         lines.append({**dict(zip(by, group, strict=True)), "n": len(rows), "predicted": predicted.mean(),
                       "measured": measured.mean(), "outside": np.mean((predicted < 0) | (predicted > 1)),
                       "ece": calibration_error(predicted, measured, min(bins, len(rows))),
                       "skill": skill(predicted, measured),
-                      "rank_correlation": rows["predicted"].corr(rows["measured"], method="spearman")})
+                      "rank_correlation": spearmanr(predicted, measured).statistic if varies else np.nan})
     return pd.DataFrame(lines)
 
 

@@ -230,7 +230,7 @@ class TransformersEncoder(Encoder):
 
 
 class ConcatEncoder(Encoder):
-    """The features of several encoders side by side; `forward_backward` brings them to one scale."""
+    """The features of several encoders side by side. Their scales may differ: give F and B `scaling="each"` then."""
 
     def __init__(self, parts: Sequence[Encoder]) -> None:
         if not parts:

@@ -181,8 +181,12 @@ def test_measuring_leaves_a_record_and_goes_on(tiny, monkeypatch):
     path.unlink()
     calibration.record(TINY, "measure", ["reach"], ["state"], config)
     assert path.read_text() == before
-    monkeypatch.setitem(calibration.MEASURES, "measure", None)
+    asked, rows = [], table.drop(columns="run").to_dict("records")
+    monkeypatch.setitem(calibration.MEASURES, "measure", lambda *given: asked.append(given) or rows)
     assert calibration.record(TINY, "measure", ["reach"], ["state"], config) == [path]
+    assert asked == []
+    calibration.record(TINY, "measure", ["reach"], ["state"], replace(config, radius=0.4))  # another measurement
+    assert len(asked) == 1
     with pytest.raises(InputError, match="models of reach are missing"):
         calibration.record(TINY, "measure", ["reach"], ["state", "pixels"], config)
 
