@@ -92,7 +92,7 @@ class FBConfig:
     learning_rate: float = 3e-4
     batch: int = 256
     gamma: float = 0.98
-    tau: float = 0.01
+    tau: float = 0.02  # the mean of M follows at the rate tau (1 - gamma): 86% of it after 5,000 updates
     orthonormality: float = 1.0
     fb_targets: str = "buffer"
     twin: str = "mean"
@@ -222,8 +222,8 @@ PROFILES: dict[str, Profile] = {
                           vae_batch=16, vae_learning_rate=5e-4, pretrain_steps=100_000, batch=64, learning_rate=3e-4,
                           text_dim=256, text_layers=4, lora_rank=64, lora_steps=10_000, ema_decay=0.9999,
                           inference_steps=50),
-        fb=FBConfig(dim=50, hidden=1024, batch=1024, learning_rate=1e-4, updates=100_000, exploration_steps=100_000,
-                    encoder="vae", components=256),
+        fb=FBConfig(dim=50, hidden=1024, batch=1024, learning_rate=1e-4, tau=0.01, updates=100_000,
+                    exploration_steps=100_000, encoder="vae", components=256),
         dreamer=DreamerConfig(observation="pixels", deter=2048, hidden=256, units=256, categoricals=32, classes=16,
                               depth=16, batch=16, length=64, imagine_last=None, train_ratio=512.0, prefill=5000,
                               model_lr=1e-4, actor_lr=3e-5, value_lr=3e-5, warmup=1000, replay_size=500_000),
