@@ -85,6 +85,8 @@ NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in (
          "goals"),
     _row("05", "forward_backward", "Does F^T B see the goal coming?", "Eq. 7-9, Fig. 3", "video_model", "fb",
          "goals"),
+    _row("06", "reward_models", "How do all the reward models compare before any training?", "Table 1; quality table",
+         "study"),
     _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs"),
     _row("11", "cost", "What does it cost?", "Table E", "runs"),
 )}

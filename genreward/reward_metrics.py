@@ -179,11 +179,12 @@ def quality_of(name: str, table: pd.DataFrame, seed: int = 0, resamples: int = r
     """All metrics of one model: rows of `QUALITY_COLUMNS`, one for each task and one for "all", the mean over tasks.
 
     table: what `episode_scores` gives. 95% percentile intervals from drawing a task's starts again with replacement
-    (`resamples` times, generator seeded), tasks on their own; n is the number of starts. A metric that is defined for
-    no episode has the value NaN.
+    (`resamples` times, generator seeded), tasks on their own; n is the number of starts (for "function": of those with
+    pairs), and one start a task gives no interval. A metric that is defined for no episode has the value NaN.
     """
     draws: dict[str, list[np.ndarray]] = {}
-    rows, counts = [], {}
+    counts: dict[str, list[int]] = {}
+    rows = []
     for task, part in table.groupby("task", sort=False):
         starts = part["start"].nunique()
         rng = np.random.default_rng([seed, starts, *str(task).encode()])
@@ -191,18 +192,20 @@ def quality_of(name: str, table: pd.DataFrame, seed: int = 0, resamples: int = r
         for metric, measure in _measures(part).items():
             with np.errstate(invalid="ignore", divide="ignore"):
                 values = measure(drawn)
+            n = part.loc[part["kind"].isin(FAKES), "start"].nunique() if metric.startswith("function") else starts
             draws.setdefault(metric, []).append(values)
-            rows.append(_row(name, str(task), metric, values, starts))
-        counts[task] = starts
+            counts.setdefault(metric, []).append(n)
+            rows.append(_row(name, str(task), metric, values, n, n > 1))
     for metric, values in draws.items():
-        rows.append(_row(name, "all", metric, np.mean(values, axis=0), sum(counts.values())))
+        n = counts[metric]
+        rows.append(_row(name, "all", metric, np.mean(values, axis=0), sum(n), max(n) > 1))
     return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
 
 
-def _row(name: str, task: str, metric: str, values: np.ndarray, n: int) -> dict[str, Any]:
-    """The first of `values` is the estimate, the others are its resamples."""
+def _row(name: str, task: str, metric: str, values: np.ndarray, n: int, varied: bool) -> dict[str, Any]:
+    """The first of `values` is the estimate, the others are its resamples, worth an interval where starts varied."""
     resampled = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(resampled, [0.025, 0.975]) if n > 1 and len(resampled) else (np.nan, np.nan)
+    low, high = np.quantile(resampled, [0.025, 0.975]) if varied and len(resampled) else (np.nan, np.nan)
     return {"model": name, "task": task, "metric": metric, "value": float(values[0]), "low": float(low),
             "high": float(high), "n": int(n)}
 

@@ -369,7 +369,8 @@ def test_intervals_hold_their_value_and_are_the_same_again():
     for metric, part in found.groupby("metric"):
         value = part.set_index("task")["value"]
         assert value["all"] == pytest.approx((value["push"] + value["reach"]) / 2), metric
-    assert set(found.loc[found["task"] == "all", "n"]) == {24} and set(found.loc[found["task"] == "push", "n"]) == {12}
+    n = found.set_index(["task", "metric"])["n"]
+    assert n["all", "partial"] == 24 and n["push", "pairwise"] == 12 and n["all", "function"] == 10
 
 
 def test_one_start_gives_no_interval():
