@@ -33,15 +33,15 @@ from .dreamer import DreamerAgent
 
 HELD_OUT = 10_000  # evaluation episode i starts from seed HELD_OUT + i; training seeds stay below
 EPISODES = 10
-# Small and quick, one update every four steps. The observation holds the velocities, so short sequences will do; a pole
-# falls within a second (50 decisions), so a discount of 0.985 sees enough, and its returns settle several times sooner
-# than those of 0.997. Measured with these (results/check): the training return doubles within 24,000 steps, but the
-# evaluated policy keeps swinging between 250 and 704, so the check is not passed. The world model predicts rewards and
-# does not drift open-loop; its 8 x 8 latent places the pole only to about 0.05 to 0.1, too coarse to hold it upright,
-# and an actor rate of 1e-3 is restless. A finer latent and a slower actor are the first things to try.
-CARTPOLE_CONFIG = replace(profiles.get_profile("laptop").dreamer, deter=128, hidden=64, units=64, categoricals=8,
-                          classes=8, layers=2, blocks=4, batch=32, length=8, imagine_last=4, train_ratio=64.0,
-                          discount=0.985, model_lr=1e-3, actor_lr=1e-3, value_lr=1e-3, prefill=1000, warmup=100)
+# Chosen by hand in short runs on seeds 0 and 1; seed 2, whose curve is in results/check, had no part in any choice.
+# Everything is small, and one update every four steps: updates are what a CPU is slow at, so the agent may as well look
+# at more of the world. A pole falls within a second (50 decisions), so a discount of 0.985 sees enough, and its returns
+# settle several times sooner than those of 0.997. The replay holds the last twenty episodes: the falls of the beginning
+# teach nothing about holding a pole upright. Rates are those of small networks, ten times the publication's and more.
+CARTPOLE_CONFIG = replace(profiles.get_profile("laptop").dreamer, deter=128, hidden=64, units=64, categoricals=32,
+                          classes=4, layers=2, blocks=4, batch=16, length=16, imagine_last=8, train_ratio=64.0,
+                          discount=0.985, model_lr=1e-3, actor_lr=5e-4, value_lr=1e-3, prefill=1000, warmup=100,
+                          replay_size=10_000)
 
 
 class CartpoleBalance(gymnasium.Env):
