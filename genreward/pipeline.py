@@ -199,12 +199,13 @@ def make_fb(profile: Profile) -> None:
         if (where.fb / f"{name}-normaliser.json").is_file():
             continue
         replay = exploration(profile, name, encoder)
-        config = replace(profile.fb, fb_targets="buffer")
-        fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], config, seed=0, device=profile.device)
-        log = train_fb(fb, replay)
-        fb.save(where.fb / f"{name}.pt", resume=False)
-        with files.atomic_path(where.fb / f"{name}-training.csv") as temporary:
-            log.to_csv(temporary, index=False, float_format="%.6g")
+        if not (where.fb / f"{name}.pt").is_file():  # it does not depend on the goal, the normaliser does
+            config = replace(profile.fb, fb_targets="buffer")
+            fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], config, seed=0, device=profile.device)
+            log = train_fb(fb, replay)
+            with files.atomic_path(where.fb / f"{name}-training.csv") as temporary:
+                log.to_csv(temporary, index=False, float_format="%.6g")
+            fb.save(where.fb / f"{name}.pt", resume=False)
         fb = ForwardBackward.load(where.fb / f"{name}.pt", device=profile.device)
         sound = make_reward("genreward_sound", {"goal": Goal.load(where.goals / name), "fb": fb, "encoder": encoder})
         sound.fit_normaliser(replay["features"], replay["actions"])
