@@ -164,7 +164,8 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One agent: how long it learns, how often it is evaluated and saved, and how many seeds a curve has."""
+    """One agent: how long it learns, how often it is evaluated and saved, and how many seeds a curve has. Steps and
+    `evaluate_every` are whole numbers of episodes (256 steps), hence 1,024,000 where the paper has 1M."""
 
     sac_steps: int = 20_480
     dreamer_steps: int = 10_240
@@ -227,7 +228,7 @@ PROFILES: dict[str, Profile] = {
         dreamer=DreamerConfig(observation="pixels", deter=2048, hidden=256, units=256, categoricals=32, classes=16,
                               depth=16, batch=16, length=64, imagine_last=None, train_ratio=512.0, prefill=5000,
                               model_lr=1e-4, actor_lr=3e-5, value_lr=3e-5, warmup=1000, replay_size=500_000),
-        run=RunConfig(sac_steps=500_000, dreamer_steps=500_000, evaluate_every=10_000, evaluation_episodes=10, seeds=5,
+        run=RunConfig(sac_steps=512_000, dreamer_steps=512_000, evaluate_every=10_240, evaluation_episodes=10, seeds=5,
                       fb_train_until=100_000, prefill=5000),
     ),
     "paper": Profile(
@@ -242,7 +243,7 @@ PROFILES: dict[str, Profile] = {
         dreamer=DreamerConfig(observation="pixels", deter=512, hidden=512, units=512, categoricals=32, classes=32,
                               depth=32, batch=16, length=64, imagine_last=None, train_ratio=512.0, prefill=5000,
                               model_lr=1e-4, actor_lr=3e-5, value_lr=3e-5, warmup=1000, replay_size=1_000_000),
-        run=RunConfig(sac_steps=1_000_000, dreamer_steps=1_000_000, evaluate_every=10_000, evaluation_episodes=10,
+        run=RunConfig(sac_steps=1_024_000, dreamer_steps=1_024_000, evaluate_every=10_240, evaluation_episodes=10,
                       seeds=5, fb_train_until=100_000, prefill=5000),
     ),
 }

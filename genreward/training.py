@@ -297,6 +297,7 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
     method, where = METHODS[run.method], profiles.paths(profile)
     # F and B (and psi) depend on their own settings, the normaliser on the goal too
     own = "".join(f"+{_change_name(name, value)}" for name, value in run.changes if name.startswith("fb."))
+    seen = any(name in ("fb.encoder", "fb.components") for name, _ in run.changes)
     source = f"+goal-{run.goal_source}" if run.goal_source else ""
     needed: dict[str, Path] = {}
     absent: dict[str, str] = {}
@@ -318,7 +319,7 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
         need("video_model", where.video_model, "the video model", "video_model")
     if "encoder" in method.needs:
         # one psi for all tasks, unless its settings are the run's own
-        need("encoder", where.fb / f"{run.task}{own}-encoder.npz" if own else where.psi, "the encoder psi", "fb")
+        need("encoder", where.fb / f"{run.task}{own}-encoder.npz" if seen else where.psi, "the encoder psi", "fb")
     if method.fb == "explored":
         need("fb", where.fb / f"{run.task}{own}.pt", f"the forward-backward model of {run.task!r}", "fb")
         if method.reward != "sparse":

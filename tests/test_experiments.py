@@ -1,0 +1,394 @@
+"""The grids behind the figures, what a run is known by, and what is said of the runs that are there."""
+
+import functools
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from genreward import code_identity, errors, execution, experiments, files, locks, profiles, results, training
+from genreward.errors import InputError
+from genreward.experiments import Arm, Experiment
+from genreward.training import Run
+
+_SMOKE = profiles.get_profile("smoke")
+TINY = replace(_SMOKE, name="tiny", episode_steps=32, image_size=32,
+               sac=replace(_SMOKE.sac, hidden=(8, 8), learning_starts=16, batch=8),
+               run=replace(_SMOKE.run, tasks=("reach",), methods=("dense", "sparse"), agents=("sac",), seeds=2,
+                           sac_steps=96, evaluate_every=32, evaluation_episodes=1))
+
+
+@pytest.fixture
+def tiny(root, monkeypatch):
+    monkeypatch.setitem(profiles.PROFILES, "tiny", TINY)
+    return root
+
+
+def run_of(method="dense", seed=0, **more):
+    return Run("reach", method, "sac", seed, "tiny", "tiny", **more)
+
+
+def record(run, steps=96, seconds=10.0, **changes):
+    """A record as training leaves it, without the training."""
+    me = training.identity(run, training.check_run(run))
+    rows = training._rows(run, 32, {"return": 1.0}) + training._rows(run, 64, {"return": 2.0})
+    return training._write(profiles.paths("tiny").runs, run, rows, {**me, **changes}, seconds, steps)
+
+
+# --- what is declared -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", list(profiles.PROFILES))
+def test_every_item_of_the_paper_is_declared_and_its_runs_can_be_begun(profile):
+    declared = experiments.experiments(profile)
+    assert {"fig5", "fig6", "fig7", "fig9", "fig10", *(f"table{letter}" for letter in "ABCDE")} < set(declared)
+    for run in experiments.grid(profile):
+        made = training.check_run(run)  # its task, method, agent, steps and changes are all known
+        assert made.name == profile and run.experiment == run.profile == profile
+    if profile != "smoke":
+        tasks = {run.task for run in declared["fig5"].runs(profile)}
+        assert tasks == {"pick-place", "pick-out-of-hole", "bin-picking", "shelf-place", "disassemble"}
+        assert {run.task for run in declared["fig7"].runs(profile)} == {"bin-picking"}
+        assert len({run.seed for run in declared["fig5"].runs(profile)}) >= 3
+
+
+def test_fig9_sweeps_four_values_of_either_weight_and_leaves_either_out():
+    changes = [dict(run.changes) for run in experiments.experiments("laptop")["fig9"].runs("laptop") if run.seed == 0]
+    for name in ("reward.sound_alpha", "reward.sound_beta"):
+        values = [change[name] for change in changes if name in change]
+        assert 0.0 in values and len(set(values) | {1.0}) >= 5  # 1 is the profile's own: the unchanged run
+    assert changes.count({}) == 2  # dense, and the full reward, which the profile's own weights are
+
+
+def test_runs_that_figures_share_are_made_once_and_as_long_as_the_longest_wants():
+    runs = experiments.grid("laptop")
+    asked = [run for experiment in experiments.chosen("laptop") for run in experiment.runs("laptop")]
+    assert len({run.run_id for run in runs}) == len(runs) < len({id(run) for run in asked})
+    steps = {run.run_id: training.total_steps(run, profiles.get_profile("laptop")) for run in runs}
+    shared = "laptop-pick-place-sac-genreward_sound_dense-s0"
+    wanted = {name: experiment.runs("laptop") for name, experiment in experiments.experiments("laptop").items()}
+    lengths = {name: run.steps for name, members in wanted.items() for run in members if run.run_id == shared}
+    assert lengths["fig5"] == steps[shared] == 51_200 and lengths["fig9"] == lengths["fig10"] == 30_720
+    assert [run.run_id for run in experiments.grid("laptop", ["fig6"])] == [
+        run.run_id for run in wanted["fig6"]] and {run.run_id for run in wanted["fig6"]} < {
+        run.run_id for run in wanted["fig5"]}
+
+
+def test_an_unknown_experiment_is_refused():
+    with pytest.raises(InputError, match="unknown experiment 'fig8'; valid: base, easy, fig10, fig5"):
+        experiments.grid("laptop", ["fig5", "fig8"])
+
+
+def test_a_weight_that_the_profile_has_anyway_is_no_change():
+    profile = profiles.get_profile("laptop")
+    one = Experiment("x", "", "", ("reach",), (Arm("genreward", (("reward.alpha", profile.reward.alpha),)),
+                                               Arm("genreward", (("reward.alpha", 3.0),))))
+    first, second = one.runs("laptop")[:2]
+    assert first.changes == () and first.run_id == "laptop-reach-sac-genreward-s0"
+    assert second.run_id == "laptop-reach-sac-genreward+alpha-3.0-s0" and second.label == "genreward+alpha-3.0"
+    assert training.check_run(second).reward.alpha == 3.0
+
+
+@pytest.mark.parametrize(("changes", "why"), [
+    ((("reward.gamma", 1.0),), "unknown change 'reward.gamma'; valid: reward.alpha, reward.beta"),
+    ((("alpha", 1.0),), "unknown change 'alpha'; valid: .*distraction.*goal"),
+    ((("fb.action_aware", 0.5),), "is of another kind than the profile's True"),
+    ((("fb.encoder", 3),), "is of another kind than the profile's 'vae'"),
+    ((("goal", "a/b"),), "does not make a file name"),
+    ((("distraction", "fog-easy-static"),), "unknown distraction 'fog'"),
+    ((("distraction", "all"),), "unknown distraction 'all'; valid: kind-difficulty-static"),
+])
+def test_a_wrong_change_is_refused(tiny, changes, why):
+    with pytest.raises(InputError, match=why):
+        training.check_run(run_of(changes=changes))
+
+
+def test_the_policy_without_learning_goes_with_its_method_alone(tiny):
+    for method, agent in (("fb_zero_shot", "sac"), ("dense", "zero_shot")):
+        with pytest.raises(InputError, match="does not go with agent"):
+            training.check_run(Run("reach", method, agent, profile="tiny"))
+    run = Run("reach", "fb_zero_shot", "zero_shot", profile="tiny")
+    assert training.total_steps(run, training.check_run(run)) == 0 and run.label == "fb_zero_shot"
+
+
+# --- what a run is known by -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """Modules of the package with another text, as the identity sees them: module -> new text."""
+    def clear():
+        code_identity._tree.cache_clear()
+        code_identity.imports.cache_clear()
+
+    def change(module, edit):
+        monkeypatch.setitem(code_identity._SOURCES, module, edit(code_identity._SOURCES[module]))
+        clear()
+
+    yield change
+    monkeypatch.undo()
+    clear()
+
+
+def code_of(run):
+    return training.identity(run, training.check_run(run))["code"]
+
+
+def test_a_run_depends_on_the_code_that_makes_its_numbers_and_on_no_other(tiny):
+    code = code_of(run_of("dense"))
+    assert {"envs", "agents.sac", "rewards.base", "rewards.environment", "training"} < set(code)
+    assert not {"agents.dreamer", "rewards.genreward", "forward_backward", "goals", "figures", "results"} & set(code)
+    more = code_of(run_of("genreward"))
+    assert {"rewards.genreward", "forward_backward", "encoders", "goals", "video_model"} < set(more)
+    assert "rewards.tadpole" not in more and "rewards.environment" not in more
+
+
+def test_words_do_not_count_and_everything_else_does(tiny, sources):
+    first = code_of(run_of())
+    sources("agents.sac", lambda text: text.replace("Soft actor-critic on one", "A soft actor-critic on one")
+            + "\n# one more comment\n\n\n")
+    sources("training", lambda text: text + "\n\ndef something_else():\n    return 1\n")
+    assert code_of(run_of()) == first
+    sources("agents.sac", lambda text: text.replace("log_interval=10**9", "log_interval=10**8"))
+    changed = code_of(run_of())
+    assert {name for name in first if first[name] != changed[name]} == {"agents.sac"}
+    sources("training", lambda text: text.replace("returns.append(total)", "returns.append(2 * total)"))
+    assert code_of(run_of())["training"] != first["training"]
+
+
+def test_names_from_a_folders_front_lead_to_where_they_are_from():
+    assert "rewards.base" in code_identity.imports("training")
+    assert code_identity._where("rewards", "GenReward") == "rewards.genreward"
+    assert code_identity.closure(["agents.sac"]) == ("agents.checkpoints", "agents.sac")
+    with pytest.raises(InputError, match="unknown function or class of training 'no_such'"):
+        code_identity.digest_of("training", ["no_such"])
+
+
+def test_other_code_is_named_and_only_accepted_on_request(tiny, sources):
+    run = run_of()
+    record(run)
+    assert training.examine(run) == ("done", "")
+    sources("envs", lambda text: text + "\n\ndef one_more():\n    return 1\n")
+    state, why = training.examine(run)
+    assert state == "stale" and "was made with other code.envs; move it away" in why
+    with pytest.raises(training.Stale, match="code.envs"):
+        training.train_agent(run, progress=False)
+    assert training.examine(run, accept_code=True)[0] == "done"
+
+
+def test_a_record_of_before_the_code_was_recorded_says_so(tiny):
+    run = run_of()
+    me = training.identity(run, training.check_run(run))
+    old = {name: value for name, value in me["numbers"].items() if name not in ("method", "task")}
+    record(run, code={}, numbers=old)
+    state, why = training.examine(run)
+    assert state == "stale" and "made with other code (which one was not recorded); move" in why
+    assert training.examine(run, accept_code=True)[0] == "done"
+    record(run, code={}, numbers={**old, "sac": "0" * 16})
+    assert "other numbers.sac;" in training.examine(run, accept_code=True)[1]
+
+
+def test_other_numbers_task_and_method_are_named(tiny, monkeypatch):
+    run = run_of()
+    record(run)
+    with monkeypatch.context() as patch:
+        patch.setitem(profiles.PROFILES, "tiny", replace(TINY, sac=replace(TINY.sac, batch=9)))
+        assert "other numbers.sac;" in training.examine(run)[1]
+    with monkeypatch.context() as patch:
+        patch.setitem(training.METHODS, "dense", replace(training.METHODS["dense"], env_reward="sparse"))
+        assert "other numbers.method;" in training.examine(run)[1]
+    with monkeypatch.context() as patch:  # what a method is said to be does not count
+        patch.setitem(training.METHODS, "dense", replace(training.METHODS["dense"], what="in other words"))
+        assert training.examine(run)[0] == "done"
+
+
+def test_a_clone_without_the_weights_still_has_the_record(tiny):
+    """Inputs that are not there cannot be compared: said so, and done; without a record the run is blocked."""
+    run = run_of("video")
+    state, why = training.examine(run)
+    assert state == "blocked" and "the goal of 'reach' is missing" in why and "--only goals" in why
+    where = profiles.paths("tiny")
+    for path in (where.goals / "reach" / "goal.json", where.video_model / "model_index.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("one")
+    record(run)
+    assert training.examine(run) == ("done", "")
+    (where.goals / "reach" / "goal.json").write_text("two")
+    assert "other inputs.goal;" in training.examine(run)[1]
+    (where.goals / "reach" / "goal.json").unlink()
+    (where.goals / "reach").rmdir()
+    assert training.examine(run) == ("done", "not compared with what is not here: goal")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ((("goal", "camera"),), "the goal of 'reach' from the source 'camera' is missing .*experiments parts"),
+    ((("fb.action_aware", False),), "forward-backward model of 'reach' is missing .reach.no_action_aware.pt.*parts")])
+def test_a_variant_waits_for_parts_of_its_own(tiny, changes, said):
+    where = profiles.paths("tiny")
+    for path in (where.goals / "reach" / "goal.json", where.video_model / "model_index.json", where.psi,
+                 where.fb / "reach.pt", where.fb / "reach-normaliser.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a stand-in")
+    assert training.examine(run_of("genreward_sound"))[0] == "missing"
+    with pytest.raises(InputError, match=said):
+        training.required(run_of("genreward_sound", changes=changes), TINY)
+
+
+# --- how it stands ----------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_counts_and_tells_the_time_that_is_left(tiny, capsys):
+    record(run_of("dense"), seconds=48.0)  # 0.5 s a step
+    record(run_of("sparse"), steps=64)
+    training.examine(run_of("sparse"))
+    execution.Status(run_of("dense", 1), "x").write("failed", error="Traceback ...\nZeroDivisionError: by nought\n")
+    profiles.paths("tiny").runs.joinpath("tiny-reach-sac-sparse-s1.csv").write_text("cut")
+    lines, standings = experiments.overview("tiny", ["base"], jobs=2)
+    base, everything = lines
+    assert {state: base[state] for state in experiments.STATES} == {
+        "done": 1, "running": 0, "partial": 1, "missing": 0, "damaged": 1, "failed": 1, "stale": 0, "blocked": 0}
+    assert base["runs"] == 4 and base["each"] == 48.0 and everything["runs"] == 4
+    assert base["left"] == (32 + 96 + 96) * 0.5 / 2  # half a second a step, two at once
+    experiments.show(lines, standings, detail=True)
+    printed = capsys.readouterr().out
+    assert "failed: tiny-reach-sac-dense-s1: ZeroDivisionError: by nought" in printed
+    assert "partial: tiny-reach-sac-sparse-s0: 64 of 96 steps" in printed
+    assert "damaged: tiny-reach-sac-sparse-s1" in printed and "56 s" in printed
+    with locks.hold(locks.of_run(run_of("sparse"))):
+        assert experiments.standing(run_of("sparse")).state == "running"
+
+
+def test_nothing_is_promised_where_nothing_was_measured(tiny):
+    lines, _ = experiments.overview("tiny", ["base"], jobs=1)
+    assert lines[0]["left"] is None and lines[0]["each"] is None and lines[0]["missing"] == 4
+
+
+def call(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["experiments", *words])
+    with pytest.raises(SystemExit) as end:
+        errors.cli(experiments.main)
+    return end.value.code, capsys.readouterr()
+
+
+def test_the_command_line_makes_and_lists(tiny, monkeypatch, capsys):
+    def train(run, **settings):
+        if run.method == "sparse" and run.seed == 1:
+            raise InputError("its goal is missing")
+        if run.method == "dense" and run.seed == 1:
+            raise ZeroDivisionError("by nought")
+        record(run)
+
+    monkeypatch.setattr(training, "train_agent", train)
+    status, printed = call(monkeypatch, capsys, "run", "--profile", "tiny", "--only", "base", "--jobs", "1")
+    assert status == 2 and "4 runs: 0 done, 4 to make" in printed.out
+    assert printed.err.count("Traceback (most recent call last)") == 1
+    assert "tiny-reach-sac-dense-s1 failed:" in printed.err
+    last = printed.err.splitlines()[-1]
+    assert last == ("error: 2 of 4 runs failed; tiny-reach-sac-dense-s1: ZeroDivisionError: by nought; "
+                    "tiny-reach-sac-sparse-s1: its goal is missing")
+    status, printed = call(monkeypatch, capsys, "list", "--profile", "tiny", "--only", "base")
+    assert status == 0 and printed.out.splitlines()[1].split()[:4] == ["base", "4", "2", "0"]
+    monkeypatch.setattr(training, "train_agent", lambda run, **settings: record(run))
+    status, printed = call(monkeypatch, capsys, "run", "--profile", "tiny", "--only", "base", "--jobs", "1")
+    assert status == 0 and "4 runs: 2 done, 2 to make" in printed.out
+    assert len(results.load(profiles.paths("tiny").runs)) == 8
+
+
+def test_a_stale_record_is_kept_unless_it_is_to_be_redone(tiny, monkeypatch, capsys):
+    record(run_of(), numbers={"sac": "0" * 16})
+    stale = profiles.paths("tiny").runs / "tiny-reach-sac-dense-s0.json"
+    before = stale.read_bytes()
+    monkeypatch.setattr(training, "train_agent", lambda run, **settings: record(run))
+    with pytest.raises(InputError, match="tiny-reach-sac-dense-s0 is kept: .*numbers.sac"):
+        experiments.make("tiny", ["base"], jobs=1, every=None)
+    assert stale.read_bytes() == before and len(results.load(stale.parent)["run"].unique()) == 4
+    experiments.make("tiny", ["base"], jobs=1, every=None, redo=True)
+    assert training.examine(run_of()) == ("done", "")
+    (kept,) = (tiny / "build" / "tiny" / "replaced").glob("*/*.json")
+    assert kept.read_bytes() == before
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def rows(table):
+    read = pd.read_csv(table)
+    return read[read["metric"] != "seconds"].reset_index(drop=True)
+
+
+def make_base():
+    experiments.make("tiny", ["base"], jobs=1, every=None)
+
+
+def test_real_agents_killed_again_and_again_end_with_the_same_numbers(tiny, tmp_path, monkeypatch):
+    runs = experiments.grid("tiny", ["base"])
+    with monkeypatch.context() as patch:
+        patch.setenv("GENREWARD_ROOT", str(tmp_path / "calm"))
+        began = time.time()
+        make_base()
+        took = time.time() - began
+        calm = {run.run_id: rows(profiles.paths("tiny").runs / f"{run.run_id}.csv") for run in runs}
+    rng, kills = random.Random(1), 0
+    for _ in range(4):
+        child = os.fork()
+        if not child:
+            try:
+                make_base()
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.1, 0.6) * took)
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    make_base()
+    assert kills >= 2
+    for run in runs:
+        pd.testing.assert_frame_equal(rows(profiles.paths("tiny").runs / f"{run.run_id}.csv"), calm[run.run_id],
+                                      check_exact=True)
+    # a checkpoint and a record that are cut short: both are made again, the same
+    where = profiles.paths("tiny")
+    checkpoint, table = where.checkpoints / f"{runs[0].run_id}.pt", where.runs / f"{runs[0].run_id}.csv"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    table.write_text(table.read_text()[:-7])
+    assert training.examine(runs[0])[0] == "damaged"
+    make_base()
+    pd.testing.assert_frame_equal(rows(table), calm[runs[0].run_id], check_exact=True)
+
+
+def test_progress_is_told_at_each_step_and_evaluation_and_other_code_is_noted(tiny, sources):
+    told = []
+    short = run_of(steps=32)
+    training.train_agent(short, progress=False, on_progress=lambda *what: told.append(what))
+    assert [step for step, _, measured in told if measured is None] == list(range(1, 33))
+    assert told[-1][:2] == (32, 32) and set(told[-1][2]) >= {"return", "success", "share_env", "seconds"}
+    sources("envs", lambda text: text + "\n\ndef one_more():\n    return 1\n")
+    with pytest.raises(training.Stale, match="code.envs"):
+        training.train_agent(run_of(steps=64), progress=False)
+    table = training.train_agent(run_of(steps=64), progress=False, accept_code=True)
+    kept = json.loads(table.with_suffix(".json").read_text())
+    assert kept["steps"] == 64 and len(kept["earlier_code"]) == 1
+    assert kept["earlier_code"][0]["envs"] != kept["identity"]["code"]["envs"]
+
+
+def test_a_record_lost_after_its_last_checkpoint_is_written_again(tiny):
+    run = run_of(steps=32)
+    table = training.train_agent(run, progress=False)
+    whole, beside = table.read_bytes(), table.with_suffix(".json")
+    for damage in (lambda: table.write_text("cut"), table.unlink, lambda: beside.write_text("{")):
+        damage()
+        (table.parent / f".{run.run_id}.abc.csv").write_text("left by a kill")
+        assert training.train_agent(run, progress=False) == table and table.read_bytes() == whole
+        assert sorted(path.name for path in table.parent.iterdir()) == [table.name, beside.name]
+        assert files.read_json(beside)["steps"] == 32
+
+
+def test_two_trainings_of_one_run_do_not_meet(tiny):
+    lock = locks.of_run(run_of())
+    files.write_json(lock, {"host": "elsewhere", "pid": 7, "started": 1.0})
+    with pytest.raises(locks.Busy, match="is being made by process 7 on elsewhere"):
+        training.train_agent(run_of(), progress=False)
+    assert functools.partial(locks.holder, lock)()["pid"] == 7
