@@ -1,11 +1,14 @@
 """What does each reward model measure? Episodes whose outcome the simulator knows, scored by every model.
 
 Stands beside `study` near the end of the flow (`... rewards -> ... -> results -> reward_study -> figures -> book`) and
-trains no agent. Three steps, each resumable:
+trains no agent. Each step can be stopped at any time and goes on with the same command:
 
     python -m genreward.reward_study record --profile laptop                    # episodes: build/laptop/study
+    python -m genreward.reward_study fb --profile laptop --tasks pick-place     # F and B of the frame-level variants
     python -m genreward.reward_study score --profile laptop --models liv viper  # results/laptop/study/scores
+    python -m genreward.reward_study goals --profile laptop                     # score curves of goal videos
     python -m genreward.reward_study summary --profile laptop                   # results/laptop/study/quality
+    python -m genreward.reward_study all --profile laptop                       # whatever of these is missing
 
 `record` keeps every `stride`-th step of an episode and renders it; a reward model sees such an episode as a
 `Trajectory` of steps / stride steps. `score` keeps the raw scores of each model in a file of its own, so that models
@@ -367,18 +370,18 @@ def make_fb(profile: str | Profile, tasks: Sequence[str] | None = None, variants
                 raise InputError(f"{path.relative_to(where.root).as_posix()} is missing; make it with: {command}")
     for task in tasks or config.tasks:
         made_from = files.digest(*(path for path, _ in _needs_fb()(where, task)), vars(profile.fb), config.fb_updates)
-        record = _fb_file(profile, task, "made.json")
-        if record.is_file() and files.read_json(record)["made_from"] == made_from:
+        note = _fb_file(profile, task, "made.json")
+        if note.is_file() and files.read_json(note)["made_from"] == made_from:
             done = [one for one in variants if _fb_file(profile, task, f"{one}-normaliser.json").is_file()]
         else:
             done = []
-            for old in _fb_file(profile, task, "").parent.glob(f"{task}-*"):
-                old.unlink()
+            for one in FB_VARIANTS:
+                for ending in (".pt", "-normaliser.json"):
+                    _fb_file(profile, task, one + ending).unlink(missing_ok=True)
+            files.write_json(note, {"made_from": made_from})
         left = [one for one in variants if one not in done]
-        if not left:
-            continue
-        _train_fb(parts, task, left)
-        files.write_json(record, {"made_from": made_from})
+        if left:
+            _train_fb(parts, task, left)
 
 
 def _train_fb(parts: Parts, task: str, variants: Sequence[str]) -> None:
