@@ -143,6 +143,10 @@ def test_vae_encoder_flattens_the_mode_and_keeps_its_axes(frames, tmp_path):
     encoder.save(tmp_path / "axes.npz")
     again = get_encoder("vae", video_model=FakeVideoModel(), components=4, pca=tmp_path / "axes.npz")
     np.testing.assert_allclose(again.encode(frames), features, atol=1e-4)
+    encoder.save(tmp_path / "half.npz", np.float16)
+    half = get_encoder("vae", video_model=FakeVideoModel(), components=4, pca=tmp_path / "half.npz")
+    assert half.pca.axes.dtype == np.float32 and not np.array_equal(half.pca.axes, encoder.pca.axes)
+    np.testing.assert_allclose(half.encode(frames), features, atol=2e-3 * np.abs(features).max())
 
     with pytest.raises(InputError, match="4 axes"):
         get_encoder("vae", video_model=FakeVideoModel(), components=5, pca=tmp_path / "axes.npz")
