@@ -37,7 +37,7 @@ class ViperConfig:
     width: int = 96
     layers: int = 3
     heads: int = 4
-    steps: int = 1500
+    steps: int = 2400
     batch: int = 16
     learning_rate: float = 1.5e-3
     in_domain_share: float = 0.5
