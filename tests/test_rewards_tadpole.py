@@ -392,6 +392,8 @@ def test_training_lowers_the_loss_and_reports_on_clips_not_seen(root, videos):
         value, low, high = report[name]
         assert low <= value <= high
     assert set(report["right_is_better_than"]) == {"other_stage", "other_task", "none"}
+    for name, (gain, low, high) in report["gain_over"].items():
+        assert gain == pytest.approx(report[name][0] - report["right"][0], abs=1e-4) and low <= gain <= high
     untrained = tadpole.held_out_losses(FrameDiffusion.small(config, 0), demos.VideoFolder(data))
     assert report["right"][0] < 0.9 * untrained["right"][0]
     assert report == tadpole.held_out_losses(diffusion, demos.VideoFolder(data)) or report["right"] == pytest.approx(
