@@ -13,16 +13,16 @@ import genreward  # noqa: E402, F401
 
 def pytest_addoption(parser):
     parser.addoption("--book", action="store_true", help="also train everything at smoke size and run every notebook")
+    parser.addoption("--cluster", action="store_true", help="also run the grid on a Ray cluster of two local nodes")
 
 
 def pytest_collection_modifyitems(config, items):
-    """The notebooks take minutes: without `--book` they are not among the selected tests."""
-    if config.getoption("--book"):
-        return
-    book = [item for item in items if item.get_closest_marker("book")]
-    if book:
-        config.hook.pytest_deselected(items=book)
-        items[:] = [item for item in items if item not in book]
+    """The notebooks take minutes and a cluster wants an idle machine: only with their options are they selected."""
+    for mark in ("book", "cluster"):
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and not config.getoption(f"--{mark}"):
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if item not in marked]
 
 
 @pytest.fixture
