@@ -431,6 +431,18 @@ def test_damaged_and_foreign_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.pt", "fb.pt", "foreign.pt"]
 
 
+def test_older_files_keep_the_rules_that_they_were_trained_by(tmp_path):
+    old = ForwardBackward(3, 2, replace(TINY, twin="min", scaling="each"), seed=0)
+    state = old.state_dict()
+    for name in ("twin", "scaling"):  # could not be chosen then
+        del state["config"][name]
+    torch.save(state, tmp_path / "old.pt")
+    loaded = ForwardBackward.load(tmp_path / "old.pt")
+    assert (loaded.config.twin, loaded.config.scaling) == ("min", "each")
+    with pytest.raises(InputError, match="twin 'min' instead of 'mean'"):
+        ForwardBackward.load(tmp_path / "old.pt", TINY)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"gamma": 1.0}, "gamma must lie between 0 and 1"), ({"gamma": 1.5}, "gamma"), ({"gamma": 0.0}, "gamma"),
     ({"fb_targets": "both"}, "unknown fb_targets 'both'; valid: buffer, goal"),
