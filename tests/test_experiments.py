@@ -329,28 +329,34 @@ def test_real_agents_killed_again_and_again_end_with_the_same_numbers(tiny, tmp_
     runs = experiments.grid("tiny", ["base"])
     with monkeypatch.context() as patch:
         patch.setenv("GENREWARD_ROOT", str(tmp_path / "calm"))
-        began = time.time()
         make_base()
-        took = time.time() - began
         calm = {run.run_id: rows(profiles.paths("tiny").runs / f"{run.run_id}.csv") for run in runs}
-    rng, kills = random.Random(1), 0
-    for _ in range(4):
-        child = os.fork()
+    where, rng, kills = profiles.paths("tiny"), random.Random(1), 0
+
+    def kept():
+        return sorted((path.name, path.stat().st_mtime_ns) for path in where.checkpoints.glob("[!.]*.pt"))
+
+    for _ in range(3):
+        before, child = kept(), os.fork()
         if not child:
             try:
                 make_base()
             finally:
                 os._exit(0)
-        time.sleep(rng.uniform(0.1, 0.6) * took)
-        os.kill(child, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        over = 0
+        while not over and kept() == before:  # until it is one chunk further: then at any moment
+            over = os.waitpid(child, os.WNOHANG)[0]
+            time.sleep(0.002)
+        if not over:
+            time.sleep(rng.uniform(0.0, 0.2))
+            os.kill(child, signal.SIGKILL)
+            kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     make_base()
     assert kills >= 2
     for run in runs:
         pd.testing.assert_frame_equal(rows(profiles.paths("tiny").runs / f"{run.run_id}.csv"), calm[run.run_id],
                                       check_exact=True)
     # a checkpoint and a record that are cut short: both are made again, the same
-    where = profiles.paths("tiny")
     checkpoint, table = where.checkpoints / f"{runs[0].run_id}.pt", where.runs / f"{runs[0].run_id}.csv"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     table.write_text(table.read_text()[:-7])
