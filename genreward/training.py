@@ -306,9 +306,10 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
         needed[part] = path
         if not path.exists():
             del needed[part]
-            variant = own or source if stage == "fb" else source
-            by = "experiments parts" if variant else f"pipeline --only {stage}"
-            command = command or f"python -m genreward.{by} --profile {profile.name}"
+            if "+" in path.name or "goal_sources" in path.parts:  # no stage of the pipeline makes these
+                absent[part] = f"{what} is missing; it belongs at {path.relative_to(where.root).as_posix()}"
+                return
+            command = command or f"python -m genreward.pipeline --profile {profile.name} --only {stage}"
             absent[part] = f"{what} is missing ({path.name}); make it with: {command}"
 
     if "goal" in method.needs:

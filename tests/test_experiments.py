@@ -226,8 +226,8 @@ def test_a_clone_without_the_weights_still_has_the_record(tiny):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ((("goal", "camera"),), "the goal of 'reach' from the source 'camera' is missing .*experiments parts"),
-    ((("fb.action_aware", False),), "forward-backward model of 'reach' is missing .reach.no_action_aware.pt.*parts")])
+    ((("goal", "camera"),), "from the source 'camera' is missing; it belongs at .*/goal_sources/camera/reach"),
+    ((("fb.action_aware", False),), "is missing; it belongs at results/tiny/weights/fb/reach.no_action_aware.pt")])
 def test_a_variant_waits_for_parts_of_its_own(tiny, changes, said):
     where = profiles.paths("tiny")
     for path in (where.goals / "reach" / "goal.json", where.video_model / "model_index.json", where.psi,
