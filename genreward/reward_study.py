@@ -178,6 +178,7 @@ class Entry:
     group: str = "published"
 
 
+COMPLETE = {"tadpole": "model_index.json", "liv": "liv.json"}  # the file that a finished folder holds
 PUBLISHED = ("roboclip", "vlm_rm", "liv", "viper", "diffusion_reward", "tadpole")
 FB_VARIANTS = {"goal": ("goal", True), "buffer": ("buffer", True), "goal_no_action": ("goal", False),
                "buffer_no_action": ("buffer", False)}
@@ -255,7 +256,9 @@ def _published(module: str, make: Callable[[Any, Path, Parts, str], RewardModel]
     (and in the folders `beside` that one); make: (the module, its folder, parts, task) -> the model."""
     def needs(where: profiles.Paths, task: str) -> list[tuple[Path, str]]:
         command = f"python -m genreward.rewards.{module} train --profile {where.results.name}"
-        return [*((where.weights / "rewards" / name, command) for name in (module, *beside)), *more(where, task)]
+        folders = [where.weights / "rewards" / name for name in (module, *beside)]
+        return [*((folder / COMPLETE.get(folder.name, "config.json"), command) for folder in folders),
+                *((folder, command) for folder in folders), *more(where, task)]
 
     def build(parts: Parts, task: str) -> RewardModel:
         return make(_module(module), parts.where.weights / "rewards" / module, parts, task)
