@@ -51,32 +51,37 @@ def tables(root):
 
 
 RUNS = [StandIn(f"run-{name}", pause=0.002) for name in "abcdef"]
+SLOW = [StandIn(f"run-{name}", chunks=25, pause=0.005) for name in "abcdef"]  # long enough to be killed often
+
+
+def in_peace(folder, runs):
+    """The tables that runs give in a root of their own, where nothing happens to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENREWARD_ROOT", str(folder))
+        assert {outcome.state for outcome in execute(runs)} == {"done"}
+    return tables(folder)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What the grid gives when nothing happens to it."""
-    calm = tmp_path_factory.mktemp("calm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENREWARD_ROOT", str(calm))
-        assert {outcome.state for outcome in execute(RUNS)} == {"done"}
-    return tables(calm)
+    return in_peace(tmp_path_factory.mktemp("calm"), RUNS)
 
 
-def test_killed_many_times_the_grid_ends_as_if_nothing_had_happened(root, undisturbed):
+def test_killed_many_times_the_grid_ends_as_if_nothing_had_happened(root, tmp_path_factory):
     rng, kills = random.Random(0), 0
     for _ in range(40):
-        child = in_child(lambda: execute(RUNS))
+        child = in_child(lambda: execute(SLOW))
         time.sleep(rng.uniform(0.0, 0.12))
         os.kill(child, signal.SIGKILL)
         kills += ended(child) == -signal.SIGKILL
         for path in (root / "results").rglob("[!.]*.csv"):  # at every moment, what is there is whole
             assert path.read_text().endswith("\n")
-    outcomes = execute(RUNS)
+    outcomes = execute(SLOW)
     assert {outcome.state for outcome in outcomes} == {"done"} and kills > 10
-    assert tables(root) == undisturbed and len(undisturbed) == len(RUNS)
-    assert results.load(root / "results" / "smoke" / "runs")["run"].nunique() == len(RUNS)
-    ends = [run_id for what, run_id, _ in diary(RUNS[0]) if what == "ended"]
+    assert tables(root) == in_peace(tmp_path_factory.mktemp("calm"), SLOW) and len(tables(root)) == len(SLOW)
+    assert results.load(root / "results" / "smoke" / "runs")["run"].nunique() == len(SLOW)
+    ends = [run_id for what, run_id, _ in diary(SLOW[0]) if what == "ended"]
     assert len(ends) == len(set(ends))  # what was finished was not made again
 
 

@@ -389,7 +389,7 @@ def test_wrapper_refuses_what_it_cannot_use():
 # ------------------------------------------------------------------------------------------------------ the registry
 
 def test_unknown_names_and_settings():
-    with pytest.raises(InputError, match="unknown reward 'dens'; valid: clock, dense, genreward"):
+    with pytest.raises(InputError, match="unknown reward 'dens'; valid: clock, dense, .*genreward, .*viper, vlm_rm"):
         rewards.get_reward("dens")
     with pytest.raises(InputError, match="unknown setting of reward 'genreward': 'gamma'; valid: alpha"):
         rewards.make_reward("genreward", parts(), gamma=1.0)
