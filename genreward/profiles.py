@@ -198,7 +198,12 @@ class Profile:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-_LAPTOP = Profile("laptop")
+_LAPTOP = Profile(
+    "laptop",
+    # DreamerV3 as small and fast as it learns cartpole in the check of the agents; a longer view for longer tasks.
+    dreamer=DreamerConfig(deter=128, layers=2, blocks=4, length=16, discount=0.99, model_lr=1e-3, actor_lr=5e-4,
+                          value_lr=1e-3, warmup=100, train_ratio=64.0),
+)
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
