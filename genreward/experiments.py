@@ -174,7 +174,7 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
         Experiment("tableA", "Table A", "other environments", ("walker-walk", "door"),
                    (*full, *distracted)),
         Experiment("tableB", "Table B", "goal videos with hallucinations: objects that teleport", ("pick-place",),
-                   (*full, Arm(ours, (("goal", "teleport"),)))),
+                   (*full, Arm(ours, (("goal", "expert_video"),)), Arm(ours, (("goal", "teleport"),)))),
         Experiment("tableC", "Table C", "the goal frame by CLIP or at random; another encoder psi", ("pick-place",),
                    (*full, Arm(ours, (("goal", "random_frame"),)), Arm(ours, (("fb.encoder", other_psi),)))),
         Experiment("tableD", "Table D", "F without the action", ("walker-walk",),

@@ -1,6 +1,6 @@
 """From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
 
-    demos -> video_model -> scorer -> goals -> generation -> fb -> calibration -> study -> agents
+    demos -> video_model -> scorer -> goals -> generation -> fb -> variants -> calibration -> study -> agents
 
 A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
 goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
@@ -24,7 +24,7 @@ from . import demos, envs, errors, files, profiles
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
-STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "calibration", "study", "agents")
+STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "variants", "calibration", "study", "agents")
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -212,6 +212,13 @@ def make_fb(profile: Profile) -> None:
         files.write_json(where.fb / f"{name}-normaliser.json", sound.state_dict())
 
 
+def make_variants(profile: Profile) -> None:
+    """Goals from other sources, and F and B behind another encoder: what the grid's variants read."""
+    from . import variants
+
+    variants.make(profile)
+
+
 def make_calibration(profile: Profile) -> None:
     """Whether F^T B is a probability, and how far pi_z gets by itself: measured once for notebook 05."""
     from .calibration import MEASURES, record
@@ -246,8 +253,8 @@ def _publish(source: Path, target: Path) -> None:
 
 MAKERS: dict[str, Callable[[Profile], None]] = {
     "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
-    "generation": make_generation, "fb": make_fb, "calibration": make_calibration, "study": make_study,
-    "agents": make_agents}
+    "generation": make_generation, "fb": make_fb, "variants": make_variants, "calibration": make_calibration,
+    "study": make_study, "agents": make_agents}
 
 
 def missing(stage: str, profile: Profile) -> bool:
@@ -267,6 +274,10 @@ def missing(stage: str, profile: Profile) -> bool:
         return not (where.results / "generation.csv").is_file()
     if stage == "fb":
         return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in fb_tasks(profile))
+    if stage == "variants":
+        from . import variants
+
+        return variants.missing(profile)
     if stage == "calibration":
         from .calibration import FEATURES, FOLDERS, run_name
 

@@ -111,7 +111,7 @@ def _way(left: np.ndarray, enough: float) -> np.ndarray:
 # ---- episodes that separate looks from function
 
 
-def _object(env: envs.MetaWorldEnv) -> int:
+def loose_object(env: envs.MetaWorldEnv) -> int:
     """The body of the object that the task is about: the one on a free joint. InputError for a task without one."""
     import mujoco
 
@@ -131,7 +131,7 @@ def replay_displaced(env: envs.MetaWorldEnv, start: int, actions: np.ndarray, rn
 
     env.reset(options={"goal": start})
     model, data = env._model, env.data
-    at = int(model.jnt_qposadr[model.body_jntadr[_object(env)]])
+    at = int(model.jnt_qposadr[model.body_jntadr[loose_object(env)]])
     angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.18)
     data.qpos[at:at + 3] += (radius * np.cos(angle), radius * np.sin(angle), 0.08)  # above any rim, then it falls
     for _ in range(300):  # 0.75 s: it comes to rest; the arm is held by its mocap body
@@ -166,7 +166,7 @@ def _hidden(env: envs.MetaWorldEnv) -> Iterator[None]:
     import mujoco
 
     model, last = env._model, mujoco.mjNGROUP - 1
-    geoms, sites = (model.body_rootid[bodies] == _object(env) for bodies in (model.geom_bodyid, model.site_bodyid))
+    geoms, sites = (model.body_rootid[bodies] == loose_object(env) for bodies in (model.geom_bodyid, model.site_bodyid))
     kept = model.geom_group.copy(), model.site_group.copy()
     try:
         model.geom_group[geoms], model.site_group[sites] = last, last

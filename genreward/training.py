@@ -262,7 +262,7 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     A missing one is an InputError that names the command which makes it.
     """
     from .encoders import get_encoder
-    from .goals import Goal
+    from .goals import FrameScorer, Goal
     from .video_model import VideoModel
 
     method, needed = METHODS[run.method], required(run, profile)
@@ -272,7 +272,9 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     if "video_model" in needed:
         parts["video_model"] = VideoModel.load(needed["video_model"], device=profile.device)
     if "encoder" in needed:
+        clip = profile.clip.pretrained or (needed.get("scorer"),)
         parts["encoder"] = get_encoder(profile.fb.encoder, video_model=parts["video_model"],
+                                       scorer=FrameScorer.load(*clip) if profile.fb.encoder == "openclip" else None,
                                        components=profile.fb.components).load_pca(needed["encoder"])
     if method.fb == "explored":
         parts["fb"] = ForwardBackward.load(needed["fb"], device=profile.device)
@@ -306,8 +308,10 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
         needed[part] = path
         if not path.exists():
             del needed[part]
-            if "+" in path.name or "goal_sources" in path.parts:  # no stage of the pipeline makes these
-                absent[part] = f"{what} is missing; it belongs at {path.relative_to(where.root).as_posix()}"
+            if "+" in path.name or "goal_sources" in path.parts:
+                absent[part] = (f"{what} is missing; it belongs at {path.relative_to(where.root).as_posix()}; what the "
+                                f"grid declares is made with: python -m genreward.pipeline --profile {profile.name} "
+                                "--only variants")
                 return
             command = command or f"python -m genreward.pipeline --profile {profile.name} --only {stage}"
             absent[part] = f"{what} is missing ({path.name}); make it with: {command}"
@@ -321,6 +325,8 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
     if "encoder" in method.needs:
         # one psi for all tasks, unless its settings are the run's own
         need("encoder", where.fb / f"{run.task}{own}-encoder.npz" if seen else where.psi, "the encoder psi", "fb")
+        if profile.fb.encoder == "openclip" and profile.clip.pretrained is None:
+            need("scorer", where.scorer, "the frame scorer", "scorer")
     if method.fb == "explored":
         need("fb", where.fb / f"{run.task}{own}.pt", f"the forward-backward model of {run.task!r}", "fb")
         if method.reward != "sparse":

@@ -1,0 +1,257 @@
+"""What the grid's variants read beside the profile's own goals and F and B: goals from other sources, another psi.
+
+Near the end of the flow, beside `experiments`, whose declarations say which variants there are (`... -> fb -> variants
+-> training`). A source is a folder results/<profile>/goal_sources/<source>/<task>, in the form of every other goal.
+
+    python -m genreward.pipeline --profile laptop --only variants
+
+The sources of goal videos (Fig. 10; Tables B and C):
+
+| source       | the goal video                                                              | marked as     |
+| ------------ | --------------------------------------------------------------------------- | ------------- |
+| in_domain    | imagined by a model whose LoRA has seen the task's training episodes         | generated     |
+| camera       | imagined from the start as another camera sees it                           | generated     |
+| recoloured   | imagined from the start in other colours                                    | generated     |
+| expert_video | a real one: the scripted expert from the same start, the upper bound        | demonstration |
+| teleport     | the same, but in known frames the object is somewhere else (hallucinations) | demonstration |
+| random_frame | the profile's own; the goal frame drawn at random                           | as there      |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import demos, envs, errors, files, profiles
+from .distractions import Distraction
+from .errors import InputError
+from .goals import Goal, generate_goal, select_frame
+from .profiles import Profile
+from .reward_episodes import loose_object
+from .tasks import get_task
+from .trajectory import uniform_indices
+
+DIFFICULTY = "hard"  # of the other camera and the other colours
+AFTER_SUCCESS = 10  # steps that a real goal video goes on after the first success
+TELEPORTED = (1 / 3, 2 / 3)  # where in the video the object is elsewhere, for one frame each
+JUMP = 0.15  # metres, sideways
+
+
+def expert_video(task: str, size: int, num_frames: int, seed: int, jump: float = 0.0
+                 ) -> tuple[np.ndarray, list[int]]:
+    """The scripted expert from the start that goal videos begin with, until shortly after its success: (K, size, size,
+    3) uint8, K frames spread evenly. With `jump` (metres) the task's object is drawn that far off in the frames whose
+    numbers are returned; the motion stays what it was.
+
+    InputError where the expert fails from this start, or `jump` is asked of a task without a loose object.
+    """
+    import mujoco
+
+    env = envs.make_env(task, seed=seed, size=size)
+    try:
+        act = envs.expert_policy(task)
+        observation, _ = env.reset()
+        snapshots, left, done = [env.get_state()], -1, False
+        while not done and left != 0:
+            observation, _, terminated, truncated, info = env.step(act(observation))
+            snapshots.append(env.get_state())
+            left = AFTER_SUCCESS if left < 0 and info["success"] > 0 else left - 1
+            done = terminated or truncated
+        if left < 0:
+            raise InputError(f"the expert of {task!r} does not get there from the start of seed {seed}")
+        chosen = [snapshots[index] for index in uniform_indices(len(snapshots), num_frames)]
+        frames = demos.render_states(env, chosen)
+        moved = [round(share * (num_frames - 1)) for share in TELEPORTED] if jump else []
+        for index in moved:
+            env.set_state(chosen[index])
+            model = env.data.model
+            at = int(model.jnt_qposadr[model.body_jntadr[loose_object(env)]])
+            # towards the middle of the table, so that it stays in the picture
+            env.data.qpos[at] -= np.copysign(jump, env.data.qpos[at])
+            mujoco.mj_forward(model, env.data)
+            frames[index] = env.render()
+        return frames, moved
+    finally:
+        env.close()
+
+
+def _imagined(profile: Profile, task: str, source: str, lora: Path | None = None,
+              distraction: Distraction | None = None) -> Goal:
+    """A goal as `pipeline.make_goals` makes it, from another picture of the start or by another LoRA."""
+    from .pipeline import START_SEED, load_scorer, load_video_model
+    from .video_model import VideoModel
+
+    known = get_task(task)
+    if lora is None:
+        model = load_video_model(profile)
+    else:
+        where = profiles.paths(profile)
+        model = VideoModel.load(profile.video.pretrained or where.video_model, device=profile.device, lora=lora)
+    env = envs.make_env(task, seed=START_SEED, size=model.image_size, distraction=distraction)
+    try:
+        env.reset()
+        start = env.render()
+    finally:
+        env.close()
+    return generate_goal(model, load_scorer(profile), start, known.prompt, known.paraphrases, seed=START_SEED,
+                         steps=profile.video.inference_steps, guidance=profile.video.guidance,
+                         provenance={"task": task, "start_seed": START_SEED, "goal_source": source}
+                         | ({"distraction": distraction.name} if distraction else {}))
+
+
+def in_domain_lora(profile: Profile) -> Path:
+    """A LoRA of the same base model, finetuned for as long on training episodes of the evaluated tasks; kept in build/.
+    """
+    from .video_training import finetune_lora
+
+    where = profiles.paths(profile)
+    out = where.build / "video_in_domain"
+    if not (out / "lora").is_dir():
+        demos.make_demos(where.in_domain_demos, demos.plan_in_domain(profile), jobs=2)
+        finetune_lora(where.in_domain_demos, out, profile.video, model=profile.video.pretrained or where.video_model,
+                      in_domain=True)
+    return out / "lora"
+
+
+def _in_domain(profile: Profile, task: str) -> Goal:
+    return _imagined(profile, task, "in_domain", lora=in_domain_lora(profile))
+
+
+def _seen_otherwise(kind: str, source: str) -> Callable[[Profile, str], Goal]:
+    return lambda profile, task: _imagined(profile, task, source, distraction=Distraction(kind, DIFFICULTY))
+
+
+def _real(jump: float) -> Callable[[Profile, str], Goal]:
+    def make(profile: Profile, task: str) -> Goal:
+        from .pipeline import START_SEED, load_scorer
+
+        own = Goal.load(profiles.paths(profile).goals / task)
+        frames, moved = expert_video(task, own.video.shape[1], len(own.video), START_SEED, jump)
+        known, scorer = get_task(task), load_scorer(profile)
+        queries = known.paraphrases or (known.prompt,)
+        scores = scorer.score(frames, queries)
+        return Goal(known.prompt, queries, frames, scores, select_frame(scores), "clip", "demonstration", {
+            "task": task, "start_seed": START_SEED, "scorer": scorer.identity,
+            "goal_source": "teleport" if jump else "expert_video",
+            **({"teleported_frames": moved, "metres": jump} if jump else {})})
+
+    return make
+
+
+def _random_frame(profile: Profile, task: str) -> Goal:
+    from .pipeline import START_SEED
+
+    own = Goal.load(profiles.paths(profile).goals / task)
+    index = select_frame(own.scores, "random", np.random.default_rng(START_SEED))
+    return replace(own, index=index, selection="random",
+                   provenance=own.provenance | {"goal_source": "random_frame", "clip_index": own.index})
+
+
+SOURCES: dict[str, Callable[[Profile, str], Goal]] = {
+    "in_domain": _in_domain, "camera": _seen_otherwise("camera", "camera"),
+    "recoloured": _seen_otherwise("colour", "recoloured"), "expert_video": _real(0.0), "teleport": _real(JUMP),
+    "random_frame": _random_frame}
+
+
+def folder(profile: str | Profile, source: str, task: str) -> Path:
+    """Where the goal of a source is kept."""
+    return profiles.paths(profile).results / "goal_sources" / source / task
+
+
+def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The variants that the profile's grid declares and that can be made: (task, source) of goals, and (task, encoder)
+    of F and B behind another psi. Only of tasks that F and B are trained for."""
+    from .experiments import grid
+    from .pipeline import fb_tasks
+
+    profile = profiles.get_profile(profile)
+    goals, encoders = {}, {}
+    for run in grid(profile):
+        changes = dict(run.changes)
+        if run.task in fb_tasks(profile):
+            if "goal" in changes:
+                goals[run.task, changes["goal"]] = None
+            if "fb.encoder" in changes:
+                encoders[run.task, changes["fb.encoder"]] = None
+    for _, source in goals:
+        if source not in SOURCES:
+            raise errors.unknown("source of goal videos", source, SOURCES)
+    return list(goals), list(encoders)
+
+
+def _products(profile: Profile) -> dict[Path, tuple[str, str, str]]:
+    """Each file that says that a variant is there -> ("goal" or "encoder", task, which)."""
+    where = profiles.paths(profile)
+    goals, encoders = wanted(profile)
+    return {where.fb / f"{task}+goal-{source}-normaliser.json": ("goal", task, source) for task, source in goals} | {
+        where.fb / f"{task}+encoder-{name}-normaliser.json": ("encoder", task, name) for task, name in encoders}
+
+
+def missing(profile: str | Profile) -> bool:
+    """Whether a variant is still to be made."""
+    return any(not path.is_file() for path in _products(profiles.get_profile(profile)))
+
+
+def make(profile: str | Profile) -> None:
+    """Every declared variant that is not there: the goal, and the normaliser of the frame-level reward toward it; F and
+    B behind another encoder."""
+    from .pipeline import exploration, load_encoder
+
+    profile = profiles.get_profile(profile)
+    for path, (kind, task, which) in _products(profile).items():
+        if path.is_file():
+            continue
+        if kind == "encoder":
+            _behind(profile, task, which)
+            continue
+        target = folder(profile, which, task)
+        if not (target / "goal.json").is_file():
+            SOURCES[which](profile, task).save(target)
+        encoder = load_encoder(profile)
+        _normalise(profile, task, exploration(profile, task, encoder), encoder, Goal.load(target),
+                   profiles.paths(profile).fb / f"{task}.pt", path)
+
+
+def _normalise(profile: Profile, task: str, replay: dict[str, np.ndarray], encoder: object, goal: Goal, fb: Path,
+               path: Path) -> None:
+    from .forward_backward import ForwardBackward
+    from .rewards import make_reward
+
+    sound = make_reward("genreward_sound", {"goal": goal, "fb": ForwardBackward.load(fb, device=profile.device),
+                                            "encoder": encoder})
+    sound.fit_normaliser(replay["features"], replay["actions"])
+    files.write_json(path, sound.state_dict())
+
+
+def _behind(profile: Profile, task: str, name: str) -> None:
+    """F and B of one task behind another encoder, trained as the profile's own are."""
+    from .encoders import get_encoder
+    from .forward_backward import ForwardBackward, near_object_policy, train_fb
+    from .pipeline import ENCODER_FRAMES, EXPLORATION_SEED, exploration, load_scorer, load_video_model
+
+    where = profiles.paths(profile)
+    stem = f"{task}+encoder-{name}"
+    axes, weights = where.fb / f"{stem}-encoder.npz", where.fb / f"{stem}.pt"
+    needs = {"openclip": lambda: {"scorer": load_scorer(profile)},
+             "vae": lambda: {"video_model": load_video_model(profile, lora=False)}}.get(name, dict)()
+    encoder = get_encoder(name, components=profile.fb.components, **needs)
+    if not axes.is_file():
+        rng = np.random.default_rng(EXPLORATION_SEED)
+        env = envs.make_env(task, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
+        count = min(ENCODER_FRAMES, profile.fb.exploration_steps)
+        frames = np.concatenate([envs.rollout(env, near_object_policy(rng), steps=128).frames
+                                 for _ in range(max(1, count // 128))])
+        env.close()
+        encoder.fit(frames).save(axes, np.float16)
+    encoder.load_pca(axes)
+    replay = exploration(profile, task, encoder)
+    if not weights.is_file():
+        fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], replace(
+            profile.fb, encoder=name, fb_targets="buffer"), seed=0, device=profile.device)
+        train_fb(fb, replay)
+        fb.save(weights, resume=False)
+    _normalise(profile, task, replay, encoder, Goal.load(where.goals / task), weights,
+               where.fb / f"{stem}-normaliser.json")

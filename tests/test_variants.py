@@ -1,0 +1,105 @@
+"""Goals from other sources: what each one changes, and what it leaves as it is."""
+
+import numpy as np
+import pytest
+
+from genreward import experiments, goals, pipeline, profiles, variants
+from genreward.errors import InputError
+from genreward.experiments import Arm, Experiment
+
+
+@pytest.fixture(scope="module")
+def films():
+    plain, _ = variants.expert_video("pick-place", 32, 9, seed=7)
+    jumping, moved = variants.expert_video("pick-place", 32, 9, seed=7, jump=0.15)
+    return plain, jumping, moved
+
+
+def test_the_real_video_begins_where_imagined_ones_begin(films):
+    plain = films[0]
+    assert plain.shape == (9, 32, 32, 3) and plain.dtype == np.uint8
+    assert (plain[0] == pipeline.first_frame("pick-place", 32, 7)).all()
+    assert all((one != another).any() for one, another in zip(plain, plain[1:], strict=False))
+
+
+def test_the_object_is_elsewhere_in_the_frames_that_are_named_and_in_no_other(films):
+    plain, jumping, moved = films
+    assert [index for index in range(9) if (plain[index] != jumping[index]).any()] == moved == [3, 5]
+    for index in moved:  # little more than the object and its place changes
+        assert (plain[index] != jumping[index]).any(-1).mean() < 0.1
+
+
+def test_a_task_without_a_loose_object_cannot_have_it_teleport():
+    with pytest.raises(InputError, match="'drawer-close' has no loose object"):
+        variants.expert_video("drawer-close", 32, 9, seed=7, jump=0.1)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A profile whose goal of pick-place is there, scored by a scorer that likes bright frames."""
+    monkeypatch.setenv("GENREWARD_ROOT", str(tmp_path))
+    video = np.repeat(np.arange(9, dtype=np.uint8)[:, None, None, None] * 9, 32, 1).repeat(32, 2).repeat(3, 3)
+    goal = goals.Goal("pick it up", ("it is up",), video, np.arange(9.0), 8, provenance={"task": "pick-place"})
+    goal.save(profiles.paths("smoke").goals / "pick-place")
+
+    class Scorer:
+        identity = "brightness"
+
+        def score(self, frames, prompts):
+            return frames.mean((1, 2, 3))
+
+    monkeypatch.setattr(pipeline, "load_scorer", lambda profile: Scorer())
+    return profiles.get_profile("smoke"), goal
+
+
+def test_the_random_frame_is_of_the_same_video_and_always_the_same(kept):
+    profile, own = kept
+    first, second = (variants.SOURCES["random_frame"](profile, "pick-place") for _ in range(2))
+    assert (first.video == own.video).all() and first.index == second.index
+    assert first.selection == "random" and first.provenance["clip_index"] == 8
+
+
+def test_real_videos_are_marked_and_say_where_they_are_false(kept):
+    profile, _ = kept
+    real, false = (variants.SOURCES[name](profile, "pick-place") for name in ("expert_video", "teleport"))
+    assert real.source == false.source == "demonstration" and "teleported_frames" not in real.provenance
+    assert false.provenance["teleported_frames"] == [3, 5] and false.provenance["metres"] == variants.JUMP
+    assert real.index == int(np.argmax(real.video.mean((1, 2, 3))))
+
+
+def test_what_the_laptops_grid_declares_can_be_made():
+    wanted, encoders = variants.wanted("laptop")
+    assert {source for task, source in wanted if task == "pick-place"} == set(variants.SOURCES)
+    assert encoders == [("pick-place", "openclip")]
+
+
+def test_a_source_that_nobody_makes_is_named(monkeypatch):
+    arm = Arm("genreward_sound_dense", (("goal", "hearsay"),))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {
+        "one": Experiment("one", "", "", ("pick-place",), (arm,))})
+    with pytest.raises(InputError, match="unknown source of goal videos 'hearsay'; valid: camera, expert_video, in_domain"):
+        variants.wanted("laptop")
+
+
+def test_made_variants_are_what_runs_ask_for_and_are_not_made_twice(kept, monkeypatch):
+    profile, _ = kept
+    made = []
+    monkeypatch.setattr(pipeline, "load_encoder", lambda profile: None)
+    monkeypatch.setattr(pipeline, "exploration", lambda *anything: {})
+    monkeypatch.setattr(variants, "_behind", lambda *anything: None)
+    monkeypatch.setattr(variants, "SOURCES", dict.fromkeys(variants.SOURCES, lambda profile, task: kept[1]))
+
+    def normalise(profile, task, replay, encoder, goal, fb, path):
+        made.append(path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    monkeypatch.setattr(variants, "_normalise", normalise)
+    assert variants.missing(profile)
+    variants.make(profile)
+    variants.make(profile)
+    assert len(made) == len(set(made)) == len(variants.SOURCES)
+    for run in experiments.grid(profile, ["fig10", "tableB"]):
+        if run.goal_source:  # exactly where training looks for them
+            assert (variants.folder(profile, run.goal_source, run.task) / "goal.json").is_file()
+            assert f"{run.task}+goal-{run.goal_source}-normaliser.json" in made
