@@ -111,8 +111,10 @@ def in_domain_lora(profile: Profile) -> Path:
     out = where.build / "video_in_domain"
     if not (out / "lora").is_dir():
         demos.make_demos(where.in_domain_demos, demos.plan_in_domain(profile), jobs=2)
+        note = where.results / "video" / "provenance_finetune.json"
+        steps = files.read_json(note)["steps"] if note.is_file() else None  # as many as the held-out model's LoRA had
         finetune_lora(where.in_domain_demos, out, profile.video, model=profile.video.pretrained or where.video_model,
-                      in_domain=True)
+                      steps=steps, in_domain=True)
     return out / "lora"
 
 

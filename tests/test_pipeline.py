@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from genreward import errors, pipeline, profiles, reward_study, training
+from genreward import errors, pipeline, profiles, reward_study, training, variants
 from genreward.errors import InputError
 from genreward.tasks import PAPER_TASKS
 
@@ -23,6 +23,7 @@ def make_all(where, tasks=PAPER_TASKS):
     touch(where.video_model / "model_index.json", where.lora / "weights", where.scorer / "weights")
     touch(where.results / "generation.csv", *(where.goals / task / "goal.json" for task in tasks))
     touch(*(where.fb / f"{task}-normaliser.json" for task in pipeline.fb_tasks(SMOKE)))
+    touch(*variants._products(SMOKE))
     touch(*(where.results / folder / f"{what.replace('-', '_')}_{task}_{features}.csv" for task in
             pipeline.fb_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
             for features in ("state", "pixels")))
@@ -76,7 +77,8 @@ def test_videos_are_wanted_only_for_training(made):
 
 
 def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
-    valid = "agents, calibration, demos, fb, generation, goals, scorer, study, video_model"
+    valid = "agents, calibration, demos, fb, generation, goals, scorer, study, variants, " \
+            "video_model"
     with pytest.raises(InputError, match=f"unknown stage 'goal'; valid: {valid}"):
         pipeline.run("smoke", only=("demos", "goal"))
     with pytest.raises(InputError, match="unknown profile 'smok'"):
