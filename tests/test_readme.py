@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, files, goals, video_model
+from genreward import book, files, goals, rewards, video_model
 from genreward.errors import InputError
+from genreward.rewards import base
+from genreward.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 class Video:
@@ -25,7 +29,7 @@ class Video:
 def test_its_ten_lines_run(monkeypatch, capsys):
     from stable_baselines3 import SAC
 
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    block = BLOCKS[0]
     film = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
     asked, learn = [], SAC.learn
     goal = goals.Goal("x", (), film, np.zeros(9), 8)
@@ -38,6 +42,20 @@ def test_its_ten_lines_run(monkeypatch, capsys):
     assert set(shares) == {"env", "video"} and sum(shares.values()) == pytest.approx(1) and shares["video"] > 0
     assert str(shares) in capsys.readouterr().out
     assert all(path.startswith("results/laptop/") for path in asked) and len(asked) == 2
+
+
+def test_its_own_reward_rises_as_the_goal_frame_comes_nearer(monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # gone again after this test
+    before = set(rewards.available())
+    exec(compile(BLOCKS[1], "README.md", "exec"), {"__name__": "mine"})
+    assert set(rewards.available()) - before == {"nearer"} and "nearer" in rewards.table1().index
+    film = np.repeat(np.arange(0, 250, 50, np.uint8)[:, None, None, None], 8, 1).repeat(8, 2).repeat(3, 3)
+    goal = goals.Goal("x", (), film, np.zeros(5), 4)
+    model = rewards.make_reward("nearer", {"goal": goal})
+    seen = Trajectory("reach", np.zeros((5, 3), np.float32), np.zeros((4, 2), np.float32), np.zeros(4, np.float32),
+                      np.zeros(4, bool), film)
+    assert model.score(seen) == pytest.approx(np.array([50, 100, 150, 200]) / 255)
+    assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 15
 
 
 def test_its_table_is_the_books():
