@@ -31,7 +31,6 @@ from torch import nn
 
 from .. import demos, errors, files, profiles, results
 from ..errors import InputError, unknown
-from ..goals import FramePool
 from ..profiles import Profile
 from ..tasks import get_task
 from ..trajectory import Trajectory, check_frames, uniform_indices
@@ -601,6 +600,8 @@ def train(profile: str | Profile, out_folder: str | os.PathLike, demos_folder: s
     if config is None:
         raise InputError(f"profile {profile.name!r} takes its diffusion model of frames from the hub: nothing to "
                          "train; give the folder or hub id as `frame_diffusion`")
+    from ..goals import FramePool  # brings open_clip, which only training needs
+
     out_folder, started = Path(out_folder), time.process_time()
     folder = demos.VideoFolder(demos_folder)
     pools = [FramePool.from_folder(_some(folder, config.clips_per_task), config.image_size, progress=progress)]
