@@ -49,8 +49,8 @@ lint: $(READY) ## ruff, notebooks included
 check: $(READY) ## train both agents on tasks with a known answer (hours)
 	@$(PY) -m genreward.agents.check
 
-bench: $(READY) ## our renderer against Meta-World's own, in one run: results/bench/render.json
-	@$(PY) benchmarks/render.py
+bench: $(READY) ## time rendering, rewards, F and B, agents and scoring, in pairs: results/bench/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit; done
 
 doctor: $(READY) ## versions, OpenGL back end, render speed, disk, GPU
 	@$(PY) -m genreward.doctor

@@ -242,7 +242,8 @@ def render_rates(task: str = "pick-place", frames: int = 30, size: int = 64, blo
     does not count (changing from one OpenGL context to the other costs more than a small picture). Medians over at
     least `frames` frames each. Columns: renderer, milliseconds, processor_milliseconds (every thread),
     frames_per_second;
-    `attrs["ratio"]` and `attrs["processor_ratio"]`: the default's median over ours.
+    `attrs["ratio"]` and `attrs["processor_ratio"]`: the default's median over ours; `attrs["low"]`, `attrs["high"]` and
+    the same with `processor_` before them: quartiles of the ratio of two frames drawn after the same action.
     """
     if frames < 1 or block < 1:
         raise InputError(f"frames and block must be at least 1, got {frames} and {block}")
@@ -284,6 +285,10 @@ def render_rates(task: str = "pick-place", frames: int = 30, size: int = 64, blo
                                                            for name, seconds in taken.items())])
     table.attrs["ratio"] = float(table["milliseconds"][0] / table["milliseconds"][1])
     table.attrs["processor_ratio"] = float(table["processor_milliseconds"][0] / table["processor_milliseconds"][1])
+    default_seconds, our_seconds = (np.array(seconds) for seconds in taken.values())
+    for name, quartiles in zip(("low", "high"), np.quantile(default_seconds / our_seconds, (0.25, 0.75), axis=0),
+                               strict=True):
+        table.attrs[name], table.attrs[f"processor_{name}"] = map(float, quartiles)
     return table
 
 
