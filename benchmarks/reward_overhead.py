@@ -3,7 +3,7 @@ saves against drawing one at every step.
 
 Whole episodes of the same random actions, in turns in one process; writes `results/bench/reward_overhead.json`.
 
-    python benchmarks/reward_overhead.py --rounds 5
+    python benchmarks/reward_overhead.py --rounds 3
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from genreward import errors, timing
 
 
 def main() -> None:
-    timing.report("reward_overhead", timing.reward_overhead, timing.options(__doc__, rounds=5).parse_args())
+    timing.report("reward_overhead", timing.reward_overhead, timing.options(__doc__, rounds=3).parse_args())
 
 
 if __name__ == "__main__":

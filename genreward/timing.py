@@ -74,6 +74,21 @@ def in_turns(pieces: Mapping[str, Piece], rounds: int, warm: int = 1) -> dict[st
     return {name: np.array(rows) for name, rows in taken.items()}
 
 
+def lasting(piece: Piece, seconds: float = 0.25) -> Piece:
+    """The piece, repeated in one call until that takes about `seconds`: on a busy machine a call shorter than a time
+    slice is seldom interrupted, a longer one always, and by the clock the two cannot be compared. Calls it twice."""
+    piece.run()
+    began = clock()
+    piece.run()
+    times = max(1, math.ceil(seconds / max(clock() - began, 1e-6)))
+
+    def repeated() -> None:
+        for _ in range(times):
+            piece.run()
+
+    return Piece(repeated, times * piece.units)
+
+
 def check_rounds(rounds: int) -> None:
     """InputError unless there is at least one round."""
     if rounds < 1:
@@ -176,7 +191,7 @@ def _episodes(env: gymnasium.Env, steps: int) -> Callable[[], None]:
     return episode
 
 
-def reward_overhead(task: str = "pick-place", rounds: int = 5, profile: str | Profile = "laptop") -> dict[str, Any]:
+def reward_overhead(task: str = "pick-place", rounds: int = 3, profile: str | Profile = "laptop") -> dict[str, Any]:
     """What paying GenReward adds to 1,000 environment steps, and what drawing only the needed frames saves.
 
     Besides `summary`'s: `added`, seconds per 1,000 steps over the environment alone, and the frames drawn an episode.
@@ -343,12 +358,23 @@ def scoring_pieces(task: str, profile: str | Profile, models: Sequence[str] | No
 
 def scoring(task: str = "pick-place", rounds: int = 5, profile: str | Profile = "laptop",
             models: Sequence[str] | None = None) -> dict[str, Any]:
-    """Frames a second that each reward model scores, and against `pixel_cosine`."""
+    """Frames a second that each reward model scores, and against `pixel_cosine`, which has a turn beside each of them.
+    """
     check_rounds(rounds)
     pieces, about = scoring_pieces(task, profile, models)
-    taken = in_turns(pieces, rounds)
-    return {"task": task, "profile": profiles.get_profile(profile).name, **about, **summary(
-        taken, "frame", [(name, REFERENCE) for name in taken if name != REFERENCE])}
+    reference = lasting(pieces[REFERENCE])
+    taken: dict[str, np.ndarray] = {REFERENCE: np.empty((0, 2))}
+    ratios = []
+    for name, piece in pieces.items():
+        if name == REFERENCE:
+            continue
+        pair = in_turns({REFERENCE: reference, name: lasting(piece)}, rounds, warm=0)
+        ratios.append(ratio(pair, name, REFERENCE))
+        taken[name], taken[REFERENCE] = pair[name], np.concatenate([taken[REFERENCE], pair[REFERENCE]])
+    if not ratios:
+        raise InputError(f"no model to compare with {REFERENCE!r}: " + "; ".join(about["absent"].values()))
+    return {"task": task, "profile": profiles.get_profile(profile).name, **about, **summary(taken, "frame", ()),
+            "ratios": ratios}
 
 
 # --- command lines ----------------------------------------------------------------------------------------------------

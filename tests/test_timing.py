@@ -101,6 +101,14 @@ def test_the_order_alternates_and_the_first_round_does_not_count(fake):
     assert "".join(fake.called) == "ab"
 
 
+def test_short_pieces_are_repeated_and_counted(fake):
+    piece = timing.lasting(fake.piece("a", 0.03125, 5))
+    assert len(fake.called) == 2 and piece.units == 8 * 5  # 8 times 1/32 s
+    taken = timing.in_turns({"a": piece}, 1, warm=0)
+    assert taken["a"].tolist() == [[0.00625, 0.003125]] and len(fake.called) == 10
+    assert timing.lasting(fake.piece("a", 4.0, 5)).units == 5
+
+
 def test_quartiles_are_of_the_ratios_within_rounds():
     taken = {"a": np.array([[1.0, 1], [4, 4], [9, 1], [16, 1], [25, 1]]),
              "b": np.array([[1.0, 2], [2, 2], [3, 2], [4, 2], [5, 2]])}
@@ -203,14 +211,17 @@ def test_scoring(root, monkeypatch, fake, capsys):
 
     def pieces(task, profile, models):
         asked.append(models)
-        return ({"pixel_cosine": fake.piece("pixels", 0.5, 65), "liv": fake.piece("liv", 2.0, 65)},
+        return ({"pixel_cosine": fake.piece("pixels", 0.125, 65), "liv": fake.piece("liv", 0.5, 65)},
                 {"frames": 65, "absent": {"viper": "config.json is missing"}})
 
     monkeypatch.setattr(timing, "scoring_pieces", pieces)
     run_script("scoring", monkeypatch, "--quick", "--models", "liv", "viper")
     found = written(root, "scoring")
     assert asked == [["liv", "viper"]] and pairs(found) == {("liv", "pixel_cosine"): 4}
-    assert [piece["per_second"] for piece in found["pieces"]] == [130, 32.5] and found["frames"] == 65
+    assert [piece["per_second"] for piece in found["pieces"]] == [520, 130] and found["frames"] == 65
+    # each is called twice to see how long it takes; then two calls of the short one are a turn, and one of the long one
+    turn = ["pixels", "pixels"]
+    assert fake.called == [*turn, "liv", "liv", *turn, "liv", "liv", *turn]
     assert "viper: not measured; config.json is missing" in capsys.readouterr().out
 
 
