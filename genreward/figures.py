@@ -112,10 +112,10 @@ def label(method: str) -> str:
 
 # --- saving ----------------------------------------------------------------------------------------------------------
 
-def _stamp(profile: str | profiles.Profile, n: int | None) -> str:
+def _stamp(profile: str | profiles.Profile, n: int | None, of: str = "seeds") -> str:
     name = profiles.get_profile(profile).name
-    seeds = "" if n is None else f" · {n} seed{'s' if n != 1 else ''}"
-    return f"{name} profile{seeds} · results of {results.commit_of(profiles.paths(name).results)}"
+    runs = "" if n is None else f" · {n} {of if n != 1 else of.removesuffix('s')}"
+    return f"{name} profile{runs} · results of {results.commit_of(profiles.paths(name).results)}"
 
 
 def _target(name: str, profile: str | profiles.Profile) -> Path:
@@ -124,13 +124,14 @@ def _target(name: str, profile: str | profiles.Profile) -> Path:
     return profiles.paths(profile).figures / name
 
 
-def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None) -> Path:
-    """Write `figures/<profile>/<name>.svg` and `.png`, stamped with profile, seeds (`n`) and the results' commit.
+def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None, of: str = "seeds"
+                ) -> Path:
+    """Write `figures/<profile>/<name>.svg` and `.png`, stamped with profile, `n` `of` what and the results' commit.
 
     The same figure drawn from the same results gives the same bytes. Returns the SVG's path.
     """
     base = _target(name, profile)
-    footer = fig.text(1.0, -0.01, _stamp(profile, n), ha="right", va="top", fontsize=6, color="#666666")
+    footer = fig.text(1.0, -0.01, _stamp(profile, n, of), ha="right", va="top", fontsize=6, color="#666666")
     try:
         with matplotlib.rc_context({key: _RC[key] for key in ("svg.hashsalt", "svg.fonttype", "savefig.dpi")}):
             for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
@@ -157,7 +158,7 @@ def _tex(text: str) -> str:
 
 
 def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n: int | None = None,
-                digits: int = 4) -> Path:
+                digits: int = 4, of: str = "seeds") -> Path:
     """Write a table as `.csv` (full precision), `.md` and `.tex` (`digits` significant digits) under
     `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path."""
     base = _target(name, profile)
@@ -166,7 +167,7 @@ def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n:
     heads = [str(column) for column in df.columns]
     lines = [[_cell(value, digits) for value in row] for row in df.itertuples(index=False, name=None)]
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in df.dtypes]
-    stamp = _stamp(profile, n)
+    stamp = _stamp(profile, n, of)
     with atomic_path(base.with_suffix(".csv")) as temporary:
         df.to_csv(temporary, index=False, lineterminator="\n")
     rule = "|".join(" ---: " if right else " --- " for right in numeric)
