@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import demos, envs, errors, files, profiles
+from . import demos, envs, errors, estimates, files, profiles
+from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
@@ -31,16 +32,31 @@ ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes
 
 
 def make_videos(profile: Profile) -> None:
-    """Scripted experts, rendered into build/<profile>/demos."""
-    demos.make_demos(profiles.paths(profile).demos, demos.plan(profile), jobs=2)
+    """Scripted experts, rendered into build/<profile>/demos at the video model's image size."""
+    orders = [replace(order, size=profile.video.image_size) for order in demos.plan(profile)]
+    demos.make_demos(profiles.paths(profile).demos, orders, jobs=2)
 
 
 def make_video_model(profile: Profile) -> None:
-    """VAE and transformer from nothing on the pretraining tasks, then LoRA on the pick-and-place domain (Eq. 1-2)."""
+    """VAE and transformer from nothing on the pretraining tasks, then LoRA on the pick-and-place domain (Eq. 1-2).
+
+    The hub's model is not trained from nothing but linked to (`link_hub_model`), and a LoRA that the profile names is
+    copied instead of trained. Under `accelerate launch -m genreward.pipeline --only video_model` every process trains
+    the LoRA, and the main one alone writes.
+    """
+    from accelerate import PartialState
+
     from . import video_training
 
     where, config = profiles.paths(profile), profile.video
-    out = where.build / "video"
+    out, processes = where.build / "video", PartialState()
+    if config.pretrained is not None:
+        with processes.main_process_first():
+            link_hub_model(profile)
+    if config.lora is not None and not where.lora.is_dir():
+        with processes.main_process_first():
+            if not where.lora.is_dir():
+                fetch_lora(config.lora, where.lora)
     if config.pretrained is None and not (where.video_model / "model_index.json").is_file():
         video_training.train_vae(where.demos, out, config)
         video_training.pretrain_transformer(where.demos, out, config)
@@ -51,11 +67,69 @@ def make_video_model(profile: Profile) -> None:
         given = {row["task"] for row in demos.VideoFolder(where.demos, split="train").clips}
         # A profile of few tasks has none of the domain's: it is finetuned on what there is.
         domain = tuple(sorted(given & set(DOMAIN_TASKS))) or tuple(sorted(given))
-        video_training.finetune_lora(where.demos, out, config, model=config.pretrained or where.video_model,
-                                     tasks=domain)
-        _publish(out / "lora", where.lora)
-        for table in sorted([*out.glob("loss_finetune*.csv"), *out.glob("provenance_finetune*.json")]):
-            _publish(table, where.results / "video" / table.name)
+        video_training.finetune_lora(where.demos, out, config, model=where.video_model, tasks=domain)
+        if processes.is_main_process:
+            _publish(out / "lora", where.lora)
+            for table in sorted([*out.glob("loss_finetune*.csv"), *out.glob("provenance_finetune*.json")]):
+                _publish(table, where.results / "video" / table.name)
+        processes.wait_for_everyone()
+
+
+def link_hub_model(profile: Profile) -> Path:
+    """The folder of the profile's hub model or local pipeline, as every stage and the agents' training read it:
+    results/<profile>/weights/video_model, made of links to the weights and of `genreward.json` with the profile's
+    length, steps and guidance.
+
+    The length matters: CogVideoX-5B generates 49 frames unless told otherwise, and the LoRA, the goal video and the
+    history that is compared with it must have one length. Raises InputError for a hub id that is neither in the cache
+    nor within reach.
+    """
+    from .goals import _quick_to_fail
+    from .video_model import CogVideoXImageToVideoPipeline
+
+    config, target = profile.video, profiles.paths(profile).video_model
+    if (target / "model_index.json").is_file():
+        return target
+    source = Path(config.pretrained)
+    if not source.is_dir():
+        try:
+            with _quick_to_fail():
+                source = Path(CogVideoXImageToVideoPipeline.download(config.pretrained))
+        except Exception as problem:  # the hub's client raises many kinds
+            raise InputError(f"cannot get {config.pretrained!r} from the hub ({type(problem).__name__}); without "
+                             "network, put the path of a local copy into the profile's video.pretrained") from None
+    if not (source / "model_index.json").is_file():
+        raise InputError(f"{source} holds no video model (no model_index.json); valid: a diffusers pipeline")
+    with files.atomic_dir(target) as temporary:
+        for item in sorted(source.iterdir()):
+            if item.name != "genreward.json" and not item.name.startswith("."):
+                (temporary / item.name).symlink_to(item.resolve())
+        files.write_json(temporary / "genreward.json", {
+            "num_frames": config.num_frames, "steps": config.inference_steps, "guidance": config.guidance})
+    return target
+
+
+def fetch_lora(lora: str, target: Path) -> None:
+    """Copy a LoRA in diffusers' format into `target`, from a folder, a file, or a repository of the hub."""
+    import huggingface_hub
+
+    from .goals import _quick_to_fail
+    from .video_model import LORA_FILE
+
+    source = Path(lora)
+    if source.is_dir():
+        source = source / LORA_FILE
+    elif not source.exists() and lora.count("/") == 1 and not lora.startswith((".", "/", "~")):
+        try:
+            with _quick_to_fail():
+                source = Path(huggingface_hub.hf_hub_download(lora, LORA_FILE))
+        except Exception as problem:
+            raise InputError(f"cannot get the LoRA {lora!r} from the hub ({type(problem).__name__}); valid: a folder "
+                             f"with {LORA_FILE}, such a file, or a repository with one") from None
+    if not source.is_file():
+        raise InputError(f"no LoRA at {lora}; valid: a folder with {LORA_FILE}, such a file, or a hub id")
+    with files.atomic_dir(target) as temporary:
+        shutil.copyfile(source, temporary / LORA_FILE)
 
 
 def make_scorer(profile: Profile) -> None:
@@ -90,13 +164,16 @@ def make_scorer(profile: Profile) -> None:
 
 
 def load_video_model(profile: str | Profile, lora: bool = True) -> object:
-    """The profile's video model, with its LoRA unless `lora` is False."""
+    """The profile's video model, with its LoRA unless `lora` is False; the hub's in bfloat16 on a GPU."""
+    import torch
+
     from .video_model import VideoModel
 
     profile = profiles.get_profile(profile)
-    where = profiles.paths(profile)
-    return VideoModel.load(profile.video.pretrained or where.video_model, device=profile.device,
-                           lora=where.lora if lora and where.lora.is_dir() else None)
+    where, large = profiles.paths(profile), profile.video.pretrained is not None
+    return VideoModel.load(link_hub_model(profile) if large else where.video_model, device=profile.device,
+                           lora=where.lora if lora and where.lora.is_dir() else None,
+                           dtype=torch.bfloat16 if large and profile.device.startswith("cuda") else torch.float32)
 
 
 def load_scorer(profile: str | Profile) -> object:
@@ -105,7 +182,7 @@ def load_scorer(profile: str | Profile) -> object:
 
     profile = profiles.get_profile(profile)
     if profile.clip.pretrained is not None:
-        return FrameScorer.load(*profile.clip.pretrained)
+        return FrameScorer.load(*profile.clip.pretrained, device=profile.device)
     return FrameScorer.load(profiles.paths(profile).scorer)
 
 
@@ -160,14 +237,17 @@ def exploration(profile: Profile, task: str, encoder: object | None = None) -> d
         return {name: kept[name] for name in kept.files}
 
 
-def load_encoder(profile: str | Profile) -> object:
-    """psi with the principal axes that F and B of all tasks share."""
+def load_encoder(profile: str | Profile, fitted: bool = True) -> object:
+    """psi with the principal axes that F and B of all tasks share, or without any yet. Only the models that it is made
+    of are loaded."""
     from .encoders import get_encoder
 
     profile = profiles.get_profile(profile)
+    name = profile.fb.encoder
     # the unadapted model: the LoRA is in the transformer, psi uses the VAE alone
-    return get_encoder(profile.fb.encoder, video_model=load_video_model(profile, lora=False),
-                       components=profile.fb.components, pca=profiles.paths(profile).psi)
+    return get_encoder(name, video_model=load_video_model(profile, lora=False) if name == "vae" else None,
+                       scorer=load_scorer(profile) if name == "openclip" else None, device=profile.device,
+                       components=profile.fb.components, pca=profiles.paths(profile).psi if fitted else None)
 
 
 def fb_tasks(profile: Profile) -> tuple[str, ...]:
@@ -178,15 +258,13 @@ def fb_tasks(profile: Profile) -> tuple[str, ...]:
 def make_fb(profile: Profile) -> None:
     """F, B and pi_z of each task from task-free exploration ("buffer" targets), psi's principal axes, shared by all
     tasks, and the normaliser of the frame-level reward."""
-    from .encoders import get_encoder
     from .forward_backward import ForwardBackward, near_object_policy, train_fb
     from .goals import Goal
     from .rewards import make_reward
 
     where = profiles.paths(profile)
     if not where.psi.is_file():
-        encoder = get_encoder(profile.fb.encoder, video_model=load_video_model(profile, lora=False),
-                              components=profile.fb.components)
+        encoder = load_encoder(profile, fitted=False)
         rng, frames = np.random.default_rng(EXPLORATION_SEED), []
         episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(fb_tasks(profile))))
         for name in fb_tasks(profile):
@@ -264,8 +342,7 @@ def missing(stage: str, profile: Profile) -> bool:
         return (missing("video_model", profile) or missing("scorer", profile)) and not (
             where.demos / "metadata.jsonl").is_file()
     if stage == "video_model":
-        return not where.lora.is_dir() or (profile.video.pretrained is None
-                                           and not (where.video_model / "model_index.json").is_file())
+        return not where.lora.is_dir() or not (where.video_model / "model_index.json").is_file()
     if stage == "scorer":
         return profile.clip.pretrained is None and not where.scorer.is_dir()
     if stage == "goals":
@@ -291,11 +368,15 @@ def missing(stage: str, profile: Profile) -> bool:
 
 
 def run(profile: str | Profile, only: Sequence[str] = STAGES) -> None:
-    """Make what is missing of the stages in `only`, in order; unknown names are an InputError before anything runs."""
+    """Make what is missing of the stages in `only`, in order; unknown names and a missing device are an InputError
+    before anything runs. What a run on a GPU, or of the hub's video model, will take is printed first."""
     profile = profiles.get_profile(profile)
     for stage in only:
         if stage not in STAGES:
             raise errors.unknown("stage", stage, STAGES)
+    if estimates.wanted(profile) and any(missing(stage, profile) for stage in only if stage != "demos"):
+        estimates.require_device(profile)
+        print(estimates.compact(profile), flush=True)
     for stage in [stage for stage in STAGES if stage in only]:
         if not missing(stage, profile):
             print(f"{stage}: there already", flush=True)
