@@ -154,7 +154,7 @@ def load(folder: str | os.PathLike) -> pd.DataFrame:
     """
     folder = Path(folder)
     tables = []
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(folder.glob("[!.]*.csv")):  # a hidden one is what a kill in the middle of writing left behind
         tables.append(read_run(path).assign(run=path.stem))
     if not tables:
         return pd.DataFrame(columns=[*COLUMNS, "run"])
@@ -168,7 +168,7 @@ def load(folder: str | os.PathLike) -> pd.DataFrame:
 
 def load_provenance(folder: str | os.PathLike) -> dict[str, dict]:
     """The provenance of every run of a folder, by run id."""
-    return {path.stem: read_json(path.with_suffix(".json")) for path in sorted(Path(folder).glob("*.csv"))}
+    return {path.stem: read_json(path.with_suffix(".json")) for path in sorted(Path(folder).glob("[!.]*.csv"))}
 
 
 def reported() -> pd.DataFrame:

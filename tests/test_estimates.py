@@ -60,7 +60,7 @@ def test_operations_of_a_forward_pass_by_formula_and_by_torchs_own_count():
     assert 100e12 < rates["A100"] < 312e12 and 200e12 < rates["H100"] < 989e12
 
 
-def test_dreamer_is_counted_on_one_real_update_at_the_papers_sizes():
+def test_dreamer_is_counted_on_real_updates_at_the_papers_sizes():
     from genreward.agents.dreamer import DreamerAgent
 
     counts = estimates.dreamer_counts(PAPER.dreamer, PAPER.image_size)
@@ -71,10 +71,11 @@ def test_dreamer_is_counted_on_one_real_update_at_the_papers_sizes():
     assert counts.parameters == sum(p.numel() for p in agent.networks.parameters()) == 11_216_266
     assert counts.flops > 6 * 64 * 5e6 and counts.operations > 1000 and counts.kept > 1e8
     before = [p.detach().clone() for p in agent.networks.parameters() if p.requires_grad]
+    agent.update()  # the last layers of reward and value begin at zero: what lies under them learns from the second on
     readings = agent.update()
-    assert agent.updates == 1 and all(torch.isfinite(torch.tensor(value)) for value in readings.values())
+    assert agent.updates == 2 and all(torch.isfinite(torch.tensor(value)) for value in readings.values())
     after = [p for p in agent.networks.parameters() if p.requires_grad]
-    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(after)
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     row = sum(value[:1].nbytes for value in agent.replay.rows.values())
     assert estimates.replay_row(sizes, 64) == row
 
