@@ -339,7 +339,8 @@ def missing(stage: str, profile: Profile) -> bool:
     """Whether a stage has something left to make."""
     where = profiles.paths(profile)
     if stage == "demos":  # only training needs the videos
-        return (missing("video_model", profile) or missing("scorer", profile)) and not (
+        given = profile.video.pretrained is not None and profile.video.lora is not None
+        return (missing("video_model", profile) and not given or missing("scorer", profile)) and not (
             where.demos / "metadata.jsonl").is_file()
     if stage == "video_model":
         return not where.lora.is_dir() or not (where.video_model / "model_index.json").is_file()
