@@ -530,7 +530,7 @@ def test_what_is_shared_is_computed_once_and_charged_to_everyone():
     assert dear.asked == 3
 
 
-def test_every_entry_is_made_from_a_registered_reward():
+def test_every_entry_is_made_from_a_registered_reward(root):
     table = reward_study.table1("smoke").set_index("reward")
     assert {entry.reward for entry in reward_study.MODELS.values()} == set(table.index) <= set(rewards.available())
     assert table.loc["genreward", ["demo-free", "generated", "action-aware"]].all()
