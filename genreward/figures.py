@@ -158,7 +158,7 @@ def _tex(text: str) -> str:
 
 
 def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n: int | None = None,
-                digits: int = 4, of: str = "seeds") -> Path:
+                digits: int = 4) -> Path:
     """Write a table as `.csv` (full precision), `.md` and `.tex` (`digits` significant digits) under
     `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path."""
     base = _target(name, profile)
@@ -167,7 +167,7 @@ def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n:
     heads = [str(column) for column in df.columns]
     lines = [[_cell(value, digits) for value in row] for row in df.itertuples(index=False, name=None)]
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in df.dtypes]
-    stamp = _stamp(profile, n, of)
+    stamp = _stamp(profile, n)
     with atomic_path(base.with_suffix(".csv")) as temporary:
         df.to_csv(temporary, index=False, lineterminator="\n")
     rule = "|".join(" ---: " if right else " --- " for right in numeric)

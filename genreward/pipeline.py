@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from . import demos, envs, errors, estimates, files, profiles
+from .distractions import Distraction
 from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
@@ -163,16 +164,18 @@ def make_scorer(profile: Profile) -> None:
         "loss": [[row["step"], round(row["value"], 5)] for row in rows]})
 
 
-def load_video_model(profile: str | Profile, lora: bool = True) -> object:
-    """The profile's video model, with its LoRA unless `lora` is False; the hub's in bfloat16 on a GPU."""
+def load_video_model(profile: str | Profile, lora: bool | Path = True) -> object:
+    """The profile's video model, with its LoRA unless `lora` is False, or with another one; the hub's in bfloat16 on a
+    GPU."""
     import torch
 
     from .video_model import VideoModel
 
     profile = profiles.get_profile(profile)
     where, large = profiles.paths(profile), profile.video.pretrained is not None
+    adapter = where.lora if isinstance(lora, bool) else lora
     return VideoModel.load(link_hub_model(profile) if large else where.video_model, device=profile.device,
-                           lora=where.lora if lora and where.lora.is_dir() else None,
+                           lora=adapter if lora and adapter.is_dir() else None,
                            dtype=torch.bfloat16 if large and profile.device.startswith("cuda") else torch.float32)
 
 
@@ -186,9 +189,9 @@ def load_scorer(profile: str | Profile) -> object:
     return FrameScorer.load(profiles.paths(profile).scorer)
 
 
-def first_frame(task: str, size: int, seed: int = START_SEED) -> np.ndarray:
+def first_frame(task: str, size: int, seed: int = START_SEED, distraction: Distraction | None = None) -> np.ndarray:
     """(size, size, 3) uint8: how an episode of the task begins; what the goal video starts from."""
-    env = envs.make_env(task, seed=seed, size=size)
+    env = envs.make_env(task, seed=seed, size=size, distraction=distraction)
     try:
         env.reset()
         return env.render()
@@ -255,39 +258,61 @@ def fb_tasks(profile: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*profile.run.tasks, *profile.run.fb_tasks)))
 
 
+def exploratory_frames(profile: Profile, tasks: Sequence[str]) -> np.ndarray:
+    """(N, H, W, 3) uint8: about `ENCODER_FRAMES` frames of the tasks, on which an encoder's axes are fitted."""
+    from .forward_backward import near_object_policy
+
+    rng, frames = np.random.default_rng(EXPLORATION_SEED), []
+    episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(tasks)))
+    for name in tasks:
+        env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
+        frames += [envs.rollout(env, near_object_policy(rng), steps=128).frames for _ in range(episodes)]
+        env.close()
+    return np.concatenate(frames)
+
+
+def train_explored(profile: Profile, encoder: object, replay: dict[str, np.ndarray]) -> tuple[object, object]:
+    """F, B and pi_z trained on task-free exploration ("buffer" targets), and the log of the training."""
+    from .forward_backward import ForwardBackward, train_fb
+
+    fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], replace(profile.fb, fb_targets="buffer"), seed=0,
+                         device=profile.device)
+    return fb, train_fb(fb, replay)
+
+
+def normalise(profile: Profile, replay: dict[str, np.ndarray], encoder: object, goal: object, fb: Path, path: Path
+              ) -> None:
+    """Write to `path` the normaliser of the frame-level reward of the F and B saved at `fb`, toward the goal."""
+    from .forward_backward import ForwardBackward
+    from .rewards import make_reward
+
+    sound = make_reward("genreward_sound", {"goal": goal, "fb": ForwardBackward.load(fb, device=profile.device),
+                                            "encoder": encoder})
+    sound.fit_normaliser(replay["features"], replay["actions"])
+    files.write_json(path, sound.state_dict())
+
+
 def make_fb(profile: Profile) -> None:
     """F, B and pi_z of each task from task-free exploration ("buffer" targets), psi's principal axes, shared by all
     tasks, and the normaliser of the frame-level reward."""
-    from .forward_backward import ForwardBackward, near_object_policy, train_fb
     from .goals import Goal
-    from .rewards import make_reward
 
     where = profiles.paths(profile)
     if not where.psi.is_file():
-        encoder = load_encoder(profile, fitted=False)
-        rng, frames = np.random.default_rng(EXPLORATION_SEED), []
-        episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(fb_tasks(profile))))
-        for name in fb_tasks(profile):
-            env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
-            frames += [envs.rollout(env, near_object_policy(rng), steps=128).frames for _ in range(episodes)]
-            env.close()
-        encoder.fit(np.concatenate(frames)).save(where.psi, np.float16)
+        load_encoder(profile, fitted=False).fit(exploratory_frames(profile, fb_tasks(profile))).save(
+            where.psi, np.float16)
     encoder = load_encoder(profile)
     for name in fb_tasks(profile):
         if (where.fb / f"{name}-normaliser.json").is_file():
             continue
         replay = exploration(profile, name, encoder)
         if not (where.fb / f"{name}.pt").is_file():  # it does not depend on the goal, the normaliser does
-            config = replace(profile.fb, fb_targets="buffer")
-            fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], config, seed=0, device=profile.device)
-            log = train_fb(fb, replay)
+            fb, log = train_explored(profile, encoder, replay)
             with files.atomic_path(where.fb / f"{name}-training.csv") as temporary:
                 log.to_csv(temporary, index=False, float_format="%.6g")
             fb.save(where.fb / f"{name}.pt", resume=False)
-        fb = ForwardBackward.load(where.fb / f"{name}.pt", device=profile.device)
-        sound = make_reward("genreward_sound", {"goal": Goal.load(where.goals / name), "fb": fb, "encoder": encoder})
-        sound.fit_normaliser(replay["features"], replay["actions"])
-        files.write_json(where.fb / f"{name}-normaliser.json", sound.state_dict())
+        normalise(profile, replay, encoder, Goal.load(where.goals / name), where.fb / f"{name}.pt",
+                  where.fb / f"{name}-normaliser.json")
 
 
 def make_variants(profile: Profile) -> None:

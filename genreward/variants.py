@@ -78,24 +78,13 @@ def expert_video(task: str, size: int, num_frames: int, seed: int, jump: float =
         env.close()
 
 
-def _imagined(profile: Profile, task: str, source: str, lora: Path | None = None,
+def _imagined(profile: Profile, task: str, source: str, lora: bool | Path = True,
               distraction: Distraction | None = None) -> Goal:
     """A goal as `pipeline.make_goals` makes it, from another picture of the start or by another LoRA."""
-    from .pipeline import START_SEED, load_scorer, load_video_model
-    from .video_model import VideoModel
+    from .pipeline import START_SEED, first_frame, load_scorer, load_video_model
 
-    known = get_task(task)
-    if lora is None:
-        model = load_video_model(profile)
-    else:
-        where = profiles.paths(profile)
-        model = VideoModel.load(profile.video.pretrained or where.video_model, device=profile.device, lora=lora)
-    env = envs.make_env(task, seed=START_SEED, size=model.image_size, distraction=distraction)
-    try:
-        env.reset()
-        start = env.render()
-    finally:
-        env.close()
+    known, model = get_task(task), load_video_model(profile, lora)
+    start = first_frame(task, model.image_size, distraction=distraction)
     return generate_goal(model, load_scorer(profile), start, known.prompt, known.paraphrases, seed=START_SEED,
                          steps=profile.video.inference_steps, guidance=profile.video.guidance,
                          provenance={"task": task, "start_seed": START_SEED, "goal_source": source}
@@ -200,60 +189,34 @@ def missing(profile: str | Profile) -> bool:
 def make(profile: str | Profile) -> None:
     """Every declared variant that is not there: the goal, and the normaliser of the frame-level reward toward it; F and
     B behind another encoder."""
-    from .pipeline import exploration, load_encoder
+    from .pipeline import exploration, load_encoder, normalise
 
     profile = profiles.get_profile(profile)
-    for path, (kind, task, which) in _products(profile).items():
-        if path.is_file():
-            continue
+    left = {path: one for path, one in _products(profile).items() if not path.is_file()}
+    encoder = load_encoder(profile) if any(kind == "goal" for kind, _, _ in left.values()) else None
+    for path, (kind, task, which) in left.items():
         if kind == "encoder":
             _behind(profile, task, which)
             continue
         target = folder(profile, which, task)
         if not (target / "goal.json").is_file():
             SOURCES[which](profile, task).save(target)
-        encoder = load_encoder(profile)
-        _normalise(profile, task, exploration(profile, task, encoder), encoder, Goal.load(target),
-                   profiles.paths(profile).fb / f"{task}.pt", path)
-
-
-def _normalise(profile: Profile, task: str, replay: dict[str, np.ndarray], encoder: object, goal: Goal, fb: Path,
-               path: Path) -> None:
-    from .forward_backward import ForwardBackward
-    from .rewards import make_reward
-
-    sound = make_reward("genreward_sound", {"goal": goal, "fb": ForwardBackward.load(fb, device=profile.device),
-                                            "encoder": encoder})
-    sound.fit_normaliser(replay["features"], replay["actions"])
-    files.write_json(path, sound.state_dict())
+        normalise(profile, exploration(profile, task, encoder), encoder, Goal.load(target),
+                  profiles.paths(profile).fb / f"{task}.pt", path)
 
 
 def _behind(profile: Profile, task: str, name: str) -> None:
     """F and B of one task behind another encoder, trained as the profile's own are."""
-    from .encoders import get_encoder
-    from .forward_backward import ForwardBackward, near_object_policy, train_fb
-    from .pipeline import ENCODER_FRAMES, EXPLORATION_SEED, exploration, load_scorer, load_video_model
+    from .pipeline import exploration, exploratory_frames, load_encoder, normalise, train_explored
 
-    where = profiles.paths(profile)
-    stem = f"{task}+encoder-{name}"
+    where, stem = profiles.paths(profile), f"{task}+encoder-{name}"
     axes, weights = where.fb / f"{stem}-encoder.npz", where.fb / f"{stem}.pt"
-    needs = {"openclip": lambda: {"scorer": load_scorer(profile)},
-             "vae": lambda: {"video_model": load_video_model(profile, lora=False)}}.get(name, dict)()
-    encoder = get_encoder(name, components=profile.fb.components, **needs)
+    profile = replace(profile, fb=replace(profile.fb, encoder=name))
+    encoder = load_encoder(profile, fitted=False)
     if not axes.is_file():
-        rng = np.random.default_rng(EXPLORATION_SEED)
-        env = envs.make_env(task, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
-        count = min(ENCODER_FRAMES, profile.fb.exploration_steps)
-        frames = np.concatenate([envs.rollout(env, near_object_policy(rng), steps=128).frames
-                                 for _ in range(max(1, count // 128))])
-        env.close()
-        encoder.fit(frames).save(axes, np.float16)
+        encoder.fit(exploratory_frames(profile, [task])).save(axes, np.float16)
     encoder.load_pca(axes)
     replay = exploration(profile, task, encoder)
     if not weights.is_file():
-        fb = ForwardBackward(encoder.dim, replay["actions"].shape[1], replace(
-            profile.fb, encoder=name, fb_targets="buffer"), seed=0, device=profile.device)
-        train_fb(fb, replay)
-        fb.save(weights, resume=False)
-    _normalise(profile, task, replay, encoder, Goal.load(where.goals / task), weights,
-               where.fb / f"{stem}-normaliser.json")
+        train_explored(profile, encoder, replay)[0].save(weights, resume=False)
+    normalise(profile, replay, encoder, Goal.load(where.goals / task), weights, where.fb / f"{stem}-normaliser.json")

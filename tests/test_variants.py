@@ -89,12 +89,12 @@ def test_made_variants_are_what_runs_ask_for_and_are_not_made_twice(kept, monkey
     monkeypatch.setattr(variants, "_behind", lambda *anything: None)
     monkeypatch.setattr(variants, "SOURCES", dict.fromkeys(variants.SOURCES, lambda profile, task: kept[1]))
 
-    def normalise(profile, task, replay, encoder, goal, fb, path):
+    def normalise(profile, replay, encoder, goal, fb, path):
         made.append(path.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
 
-    monkeypatch.setattr(variants, "_normalise", normalise)
+    monkeypatch.setattr(pipeline, "normalise", normalise)
     assert variants.missing(profile)
     variants.make(profile)
     variants.make(profile)
