@@ -8,6 +8,7 @@ command, on one machine or several that share a folder, the grid goes on and end
     python -m genreward.experiments list --profile laptop               # done, missing, failed, seconds each, left
     python -m genreward.experiments list --profile laptop --only fig9   # and each run that is not done
     python -m genreward.experiments run --profile laptop --only fig9    # make what is missing
+    python -m genreward.experiments run --only easy --tasks reach --methods dense sparse   # a part of it
     RAY_ADDRESS=... python -m genreward.experiments run --executor ray  # the same on a cluster that shares a folder
 """
 
@@ -195,15 +196,37 @@ def chosen(profile: str | Profile, only: Sequence[str] | None = None) -> list[Ex
     return [experiment for name, experiment in declared.items() if only is None or name in only]
 
 
-def grid(profile: str | Profile, only: Sequence[str] | None = None) -> list[Run]:
-    """Every run of the chosen experiments once; where they ask for different lengths, the longest."""
+@dataclass(frozen=True)
+class Part:
+    """A part of the grid: only these tasks, methods and seeds (None: all of them)."""
+
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+    def __contains__(self, run: Run) -> bool:
+        return ((self.tasks is None or run.task in self.tasks) and (self.seeds is None or run.seed in self.seeds)
+                and (self.methods is None or run.method in self.methods))
+
+
+EVERYTHING = Part()
+
+
+def grid(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING) -> list[Run]:
+    """Every run of the chosen experiments once; where they ask for different lengths, the longest. A task, method or
+    seed of `part` that none of them has is an InputError."""
     runs: dict[str, Run] = {}
     for experiment in chosen(profile, only):
         for run in experiment.runs(profile):
             known = runs.setdefault(run.run_id, run)
             if _wanted(run, profile) > _wanted(known, profile):
                 runs[run.run_id] = run
-    return list(runs.values())
+    for what in ("task", "method", "seed"):
+        declared = list(dict.fromkeys(getattr(run, what) for run in runs.values()))
+        for name in getattr(part, f"{what}s") or ():
+            if name not in declared:
+                raise errors.unknown(f"{what} of these experiments:", name, declared)
+    return [run for run in runs.values() if run in part]
 
 
 def _wanted(run: Run, profile: str | Profile) -> int:
@@ -346,8 +369,8 @@ def default_jobs(profile: str | Profile) -> int:
     return 1 if profile.device.startswith("cuda") else joblib.cpu_count()
 
 
-def make(profile: str | Profile, only: Sequence[str] | None = None, *, jobs: int | None = None,
-         accept_code: bool = False, redo: bool = False, **settings: Any) -> None:
+def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Part = EVERYTHING,
+         jobs: int | None = None, accept_code: bool = False, redo: bool = False, **settings: Any) -> None:
     """Make what is missing of the chosen experiments (by default those of the profile's budget), then report.
 
     accept_code: count as done, and go on with, what only differs in the code that made it; redo: move records of
@@ -357,7 +380,7 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, jobs: int
     then, and the next call tries these again.
     """
     profile = profiles.get_profile(profile)
-    runs = grid(profile, only if only is not None else budget_of(profile).made)
+    runs = grid(profile, only if only is not None else budget_of(profile).made, part)
     before = {run.run_id: standing(run, accept_code) for run in runs}
     ready = [run for run in runs if before[run.run_id].state not in ("done", "blocked")
              and (before[run.run_id].state != "stale" or redo)]
@@ -386,6 +409,9 @@ def main() -> None:
     parser.add_argument("command", choices=("list", "run"))
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(experiments("laptop")))
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="run: only these tasks of the experiments")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run: only these methods")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run: only these seeds")
     parser.add_argument("--jobs", type=int, help="runs at once on this machine (default: one a core)")
     parser.add_argument("--executor", default="joblib", choices=EXECUTORS, help="ray: the cluster at RAY_ADDRESS")
     parser.add_argument("--accept-code", action="store_true",
@@ -398,9 +424,9 @@ def main() -> None:
         show(*overview(arguments.profile, arguments.only, arguments.jobs, arguments.accept_code),
              detail=arguments.only is not None)
         return
-    make(arguments.profile, arguments.only, jobs=arguments.jobs, executor=arguments.executor,
-         accept_code=arguments.accept_code, redo=arguments.redo, tensorboard=arguments.tensorboard,
-         every=arguments.every)
+    make(arguments.profile, arguments.only, part=Part(arguments.tasks, arguments.methods, arguments.seeds),
+         jobs=arguments.jobs, executor=arguments.executor, accept_code=arguments.accept_code, redo=arguments.redo,
+         tensorboard=arguments.tensorboard, every=arguments.every)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from .forward_backward import ForwardBackward
 from .profiles import Profile
 from .rewards import GoalRewardEnv, get_reward, make_reward
 from .rewards.base import RewardModel
-from .tasks import get_task
+from .tasks import PAPER_TASKS, get_task
 
 FORMAT = "genreward.training.v1"
 AGENTS = ("sac", "dreamer", "zero_shot")  # the last learns nothing: F and B's own policy, toward the goal frame
@@ -335,9 +335,11 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
     for name in method.weights:
         need(name, where.weights / "rewards" / name, f"the trained weights of {name}", "rewards",
              f"python -m genreward.rewards.{name} train --profile {profile.name}")
-    if "demonstration" in method.needs:
-        need("demonstration", where.in_domain_demos / "metadata.jsonl", f"a demonstration of {run.task!r}", "demos",
-             f"python -m genreward.demos --profile {profile.name} --in-domain")
+    if "demonstration" in method.needs:  # of the tasks that the video model is evaluated on, kept apart from the others
+        apart = run.task in PAPER_TASKS
+        need("demonstration", (where.in_domain_demos if apart else where.demos) / "metadata.jsonl",
+             f"a demonstration of {run.task!r}", "demos",
+             f"python -m genreward.demos --profile {profile.name}{' --in-domain' if apart else ''}")
     return needed, absent
 
 
@@ -370,7 +372,10 @@ def _published(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardModel
     if name == "roboclip":
         shown = module.demonstration(needed["demonstration"].parent, run.task, profile.image_size)
         return make_reward(name, {"video_text": module.load(needed[name], profile.device), "demonstration": shown})
-    return module.load(needed[name], **({"goal": parts["goal"]} if "goal" in parts else {}))
+    given = {"goal": parts["goal"]} if "goal" in parts else {}
+    if name == "diffusion_reward":  # standardised by statistics of the task
+        given["task"] = run.task
+    return module.load(needed[name], **given)
 
 
 def build_env(run: Run, profile: Profile, parts: dict[str, Any], reward: RewardModel) -> GoalRewardEnv | OnlineFB:

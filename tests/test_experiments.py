@@ -398,3 +398,15 @@ def test_two_trainings_of_one_run_do_not_meet(tiny):
     with pytest.raises(locks.Busy, match="is being made by process 7 on elsewhere"):
         training.train_agent(run_of(), progress=False)
     assert functools.partial(locks.holder, lock)()["pid"] == 7
+
+
+def test_a_part_of_the_grid_is_what_was_named_and_a_name_that_is_not_in_it_is_refused():
+    part = experiments.Part(tasks=["reach"], methods=["dense", "sparse"], seeds=[1])
+    runs = experiments.grid("laptop", ["easy"], part)
+    assert {(run.task, run.method, run.seed) for run in runs} == {("reach", "dense", 1), ("reach", "sparse", 1)}
+    assert len(experiments.grid("laptop", ["easy"], experiments.Part(seeds=[0]))) * 3 == len(
+        experiments.grid("laptop", ["easy"]))
+    with pytest.raises(InputError, match="unknown task of these experiments: 'pick-place'; valid: .*reach"):
+        experiments.grid("laptop", ["easy"], experiments.Part(tasks=["pick-place"]))
+    with pytest.raises(InputError, match="unknown seed of these experiments: 7; valid: 0, 1, 2"):
+        experiments.grid("laptop", ["easy"], experiments.Part(seeds=[7]))
