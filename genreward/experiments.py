@@ -143,6 +143,9 @@ SOURCES = ("in_domain", "camera", "recoloured", "expert_video")
 """Where the goal video of Fig. 10 comes from, beside the held-out model: a model that has seen the task, another
 camera, a recoloured scene, and a real video of the expert as the upper bound."""
 
+VIEWS = ("camera", "recoloured", "expert_video", "random_frame")
+"""Those that a task has which the video model was trained on, and the goal frame drawn at random."""
+
 
 def experiments(profile: str | Profile) -> dict[str, Experiment]:
     """Every figure and table that is made of runs, by name. What differs by profile is the budget's sweep and tasks."""
@@ -172,6 +175,10 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    (*full, *sweep)),
         Experiment("fig10", "Fig. 10", "how good must the goal video be", ("pick-place",),
                    (*full, *(Arm(ours, (("goal", source),)) for source in SOURCES))),
+        Experiment("zero_shot", "Fig. 10, Table C", "the same without any learning: pi_z toward each goal frame",
+                   ("reach", "drawer-close"),
+                   (Arm("fb_zero_shot"), *(Arm("fb_zero_shot", (("goal", source),)) for source in VIEWS),
+                    Arm("fb_zero_shot", (("fb.encoder", other_psi),)))),
         Experiment("tableA", "Table A", "other environments", ("walker-walk", "door"),
                    (*full, *distracted)),
         Experiment("tableB", "Table B", "goal videos with hallucinations: objects that teleport", ("pick-place",),
