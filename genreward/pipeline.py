@@ -167,8 +167,7 @@ def make_scorer(profile: Profile) -> None:
 def load_video_model(profile: str | Profile, lora: bool | Path = True) -> object:
     """The profile's video model, with its LoRA unless `lora` is False, or with another one; the hub's in bfloat16 on a
     GPU."""
-    import torch
-
+    from .training import working_dtype
     from .video_model import VideoModel
 
     profile = profiles.get_profile(profile)
@@ -176,7 +175,7 @@ def load_video_model(profile: str | Profile, lora: bool | Path = True) -> object
     adapter = where.lora if isinstance(lora, bool) else lora
     return VideoModel.load(link_hub_model(profile) if large else where.video_model, device=profile.device,
                            lora=adapter if lora and adapter.is_dir() else None,
-                           dtype=torch.bfloat16 if large and profile.device.startswith("cuda") else torch.float32)
+                           dtype=working_dtype(profile))
 
 
 def load_scorer(profile: str | Profile) -> object:

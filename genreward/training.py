@@ -144,11 +144,26 @@ def check_run(run: Run) -> Profile:
                          "zero_shot, every other method with sac or dreamer")
     if run.seed < 0:
         raise InputError(f"seed must be at least 0, got {run.seed}")
+    profile = _fitted(run, profile)
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
     if chunk % episode or total_steps(run, profile) % chunk:
         raise InputError(f"steps ({total_steps(run, profile)}) must be a multiple of evaluate_every ({chunk}), and "
                          f"that one of the episode's length ({episode})")
     return profile
+
+
+def _fitted(run: Run, profile: Profile) -> Profile:
+    """The profile with the length of the task's episodes: its own on Meta-World, elsewhere the suite's, and then
+    `evaluate_every` the nearest whole number of them (5,120 steps become 5,000 on walker-walk, 5,200 at the door)."""
+    task = get_task(run.task)
+    if task.suite == "metaworld":
+        return profile
+    from . import suites
+
+    length = (suites.DOOR_STEPS if task.suite == "adroit"
+              else suites.CONTROL_STEPS // suites.ACTION_REPEAT[task.env_id.split("-")[0]])
+    chunk = max(1, round(profile.run.evaluate_every / length)) * length
+    return replace(profile, episode_steps=length, run=replace(profile.run, evaluate_every=chunk))
 
 
 def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
@@ -191,12 +206,16 @@ def _distraction(changes: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def total_steps(run: Run, profile: Profile) -> int:
-    """Environment steps of a run."""
+    """Environment steps of a run; where a task's episodes are not the profile's, the nearest whole number of chunks."""
     if run.agent == "zero_shot":
         return 0
-    if run.steps is not None:
-        return run.steps
-    return profile.run.sac_steps if run.agent == "sac" else profile.run.dreamer_steps
+    steps = run.steps
+    if steps is None:
+        steps = profile.run.sac_steps if run.agent == "sac" else profile.run.dreamer_steps
+    if get_task(run.task).suite != "metaworld":
+        chunk = _fitted(run, profile).run.evaluate_every
+        steps = max(1, round(steps / chunk)) * chunk
+    return steps
 
 
 # --- F and B learning from the agent's own replay ---------------------------------------------------------------------
@@ -253,6 +272,26 @@ class OnlineFB(gymnasium.Wrapper):
             getattr(self, name)[: self.taken] = state[name].numpy()
 
 
+class AgentView(gymnasium.Wrapper):
+    """For an agent that sees pictures of another size than its reward model: `render()` draws the present state in a
+    second environment of the agent's size, so that it sees in training exactly what it sees when it is evaluated."""
+
+    def __init__(self, env: gymnasium.Env, twin: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.twin: Any = twin
+        twin.reset()
+
+    def render(self) -> np.ndarray:
+        """(size, size, 3) uint8 RGB of the state, at the twin's size."""
+        inner: Any = self.env.unwrapped
+        self.twin.set_state(inner.get_state())
+        return self.twin.render()
+
+    def close(self) -> None:
+        self.twin.close()
+        super().close()
+
+
 # --- assembling -------------------------------------------------------------------------------------------------------
 
 
@@ -270,19 +309,37 @@ def load_parts(run: Run, profile: Profile) -> dict[str, Any]:
     if "goal" in needed:
         parts["goal"] = Goal.load(needed["goal"])
     if "video_model" in needed:
-        parts["video_model"] = VideoModel.load(needed["video_model"], device=profile.device)
+        parts["video_model"] = VideoModel.load(needed["video_model"], device=profile.device,
+                                               dtype=working_dtype(profile))
     if "encoder" in needed:
         clip = profile.clip.pretrained or (needed.get("scorer"),)
         parts["encoder"] = get_encoder(profile.fb.encoder, video_model=parts["video_model"],
                                        scorer=FrameScorer.load(*clip) if profile.fb.encoder == "openclip" else None,
-                                       components=profile.fb.components).load_pca(needed["encoder"])
+                                       components=profile.fb.components, device=profile.device
+                                       ).load_pca(needed["encoder"])
     if method.fb == "explored":
         parts["fb"] = ForwardBackward.load(needed["fb"], device=profile.device)
         parts["fb"].freeze()
     elif method.fb == "online":
         config = replace(profile.fb, fb_targets="goal", next_action="policy")
-        parts["fb"] = ForwardBackward(parts["encoder"].dim, 4, config, run.seed, profile.device)
+        parts["fb"] = ForwardBackward(parts["encoder"].dim, _action_dim(run.task), config, run.seed, profile.device)
     return parts
+
+
+def working_dtype(profile: Profile) -> torch.dtype:
+    """What the video model computes in: bfloat16 for the hub's on a GPU, as its weights are, else float32."""
+    large = profile.video.pretrained is not None and profile.device.startswith("cuda")
+    return torch.bfloat16 if large else torch.float32
+
+
+@lru_cache
+def _action_dim(task: str) -> int:
+    """Numbers in an action of the task."""
+    env = envs.make_env(task)
+    try:
+        return int(np.prod(env.action_space.shape))
+    finally:
+        env.close()
 
 
 def required(run: Run, profile: Profile) -> dict[str, Path]:
@@ -387,6 +444,16 @@ def build_env(run: Run, profile: Profile, parts: dict[str, Any], reward: RewardM
     if method.fb == "online":
         return OnlineFB(env, parts["fb"], profile.run.fb_train_until, profile.run.prefill, run.seed)
     return env
+
+
+def _view_size(run: Run, profile: Profile, reward: RewardModel) -> int:
+    """Side length of the pictures that the environment draws: what the reward model looks at, else the agent's."""
+    return reward.frame_size or profile.image_size
+
+
+def _two_views(run: Run, profile: Profile, size: int) -> bool:
+    """Whether the agent sees pictures, and of another size than those that the environment draws."""
+    return run.agent == "dreamer" and profile.dreamer.observation == "pixels" and size != profile.image_size
 
 
 def _agent(run: Run, profile: Profile, env: gymnasium.Env) -> Any:
@@ -501,6 +568,8 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
         decisive = ("evaluate", "_zero_shot")
     else:
         roots.append(f"agents.{run.agent}")
+        if run.agent == "dreamer" and profile.dreamer.observation == "pixels":
+            decisive += ("AgentView",)
     if "goal" in method.needs:
         roots.append("goals")
     if method.fb:
@@ -594,10 +663,15 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
         seconds = time.perf_counter() - began
         return _write(folder, run, _rows(run, 0, {**measured, "seconds": seconds}), me, seconds, 0)
     reward = build_reward(run, profile, parts)
-    env = build_env(run, profile, parts, reward)
+    size = _view_size(run, profile, reward)
+    env = build_env(run, replace(profile, image_size=size), parts, reward)
     online = env if isinstance(env, OnlineFB) else None
     ledger = (online.paid if online else env).ledger
     agent = _agent(run, profile, env)
+    learning: Any = env
+    if _two_views(run, profile, size):
+        learning = AgentView(env, envs.make_env(run.task, seed=run.seed, episode_steps=profile.episode_steps,
+                                                size=profile.image_size, distraction=_distraction(run.changes)))
     rows: list[dict[str, Any]] = []
     earlier: list[dict[str, str]] = []  # codes, other than this one, under which a part of the run was made
     taken, seconds = 0, 0.0
@@ -632,7 +706,7 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
             if run.agent == "sac":
                 agent.learn(chunk, on_step)
             else:
-                _learn_dreamer(agent, env, pixels, chunk, taken, on_step)
+                _learn_dreamer(agent, learning, pixels, chunk, taken, on_step)
             taken += chunk
             seconds += time.perf_counter() - began
             measured = evaluate(_policy(run, agent), run.task, run.seed * 1000 + taken // chunk,
@@ -656,7 +730,7 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
             _write(folder, run, rows, me, seconds, taken, earlier)
     finally:
         bar.close()
-        env.close()
+        learning.close()
     return table
 
 
@@ -668,6 +742,42 @@ def _zero_shot(run: Run, profile: Profile, parts: dict[str, Any]) -> dict[str, f
     return evaluate(lambda frame, first: fb.policy(encoder.encode(frame[None]), z)[0], run.task, run.seed * 1000,
                     profile.run.evaluation_episodes, profile.episode_steps, True, parts["video_model"].image_size,
                     _distraction(run.changes))
+
+
+def sees_pictures(run: Run, profile: Profile) -> bool:
+    """Whether the run's policy acts on pictures instead of observations."""
+    return run.agent == "zero_shot" or (run.agent == "dreamer" and profile.dreamer.observation == "pixels")
+
+
+def restore(run: Run, split: str = "eval", seed: int | None = None) -> tuple[Callable, gymnasium.Env]:
+    """A finished run's policy, (observation or frame, whether an episode begins) -> action, and an environment of the
+    split and seed (None: the run's own) that pays what the run was paid; its `render()` is what the policy sees.
+
+    InputError when the run's checkpoint is not here (checkpoints are not committed) or what it reads is missing.
+    """
+    profile = check_run(run)
+    path = profiles.paths(profile).checkpoints / f"{run.run_id}.pt"
+    parts = load_parts(run, profile)
+    state: dict[str, Any] = {} if run.agent == "zero_shot" else read_checkpoint(path)
+    if "online_fb" in state:
+        parts["fb"].load_state_dict(state["online_fb"]["fb"])
+    reward = build_reward(run, profile, parts)
+    reward.load_state_dict(state.get("reward", reward.state_dict()))
+    size = parts["video_model"].image_size if run.agent == "zero_shot" else _view_size(run, profile, reward)
+    task = envs.make_env(run.task, seed=run.seed if seed is None else seed, split=split, size=size,
+                         episode_steps=profile.episode_steps, distraction=_distraction(run.changes))
+    env: Any = GoalRewardEnv(task, reward, env_reward=METHODS[run.method].env_reward,
+                             sparse_interval=profile.reward.sparse_interval)
+    if run.agent == "zero_shot":
+        fb, encoder = parts["fb"], parts["encoder"]
+        z = fb.goal_z(encoder.encode(parts["goal"].frame[None]))
+        return lambda frame, first: fb.policy(encoder.encode(frame[None]), z)[0], env
+    agent = _agent(run, profile, env)
+    agent.load_state_dict(state["agent"])
+    if _two_views(run, profile, task.size):
+        env = AgentView(env, envs.make_env(run.task, split=split, episode_steps=profile.episode_steps,
+                                           size=profile.image_size, distraction=_distraction(run.changes)))
+    return _policy(run, agent), env
 
 
 def _rows(run: Run, step: int, measured: dict[str, float]) -> list[dict[str, Any]]:

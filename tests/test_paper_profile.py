@@ -18,7 +18,7 @@ from diffusers import CogVideoXImageToVideoPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from genreward import demos, encoders, estimates, files, pipeline, profiles
+from genreward import demos, encoders, estimates, files, pipeline, profiles, results
 from genreward.errors import InputError
 from genreward.goals import FrameScorer, Goal
 from genreward.profiles import ClipConfig, DreamerConfig, VideoConfig
@@ -64,8 +64,10 @@ def tiny_paper(hub: Path) -> profiles.Profile:
         fb=replace(PAPER.fb, dim=8, hidden=16, batch=32, components=4, updates=1, exploration_steps=64),
         dreamer=DreamerConfig(observation="pixels", deter=16, hidden=16, units=16, categoricals=4, classes=4, depth=2,
                               layers=1, blocks=2, batch=2, length=4, imagine_last=None, horizon=3, replay_size=64,
-                              prefill=8, warmup=0),
-        run=replace(PAPER.run, fb_tasks=("reach",), tasks=("pick-place",)))
+                              prefill=8, warmup=0, train_ratio=2.0),
+        reward=replace(PAPER.reward, interval=32),
+        run=replace(PAPER.run, fb_tasks=("reach",), tasks=("pick-place",), evaluate_every=64, evaluation_episodes=1,
+                    fb_train_until=64, prefill=32))
 
 
 def in_cache(cache: Path, repository: str, files_of: Path) -> None:
@@ -110,16 +112,24 @@ def test_from_the_hubs_folders_to_one_update_of_fb_and_of_the_agent(hub, root, m
         assert np.isfinite(list(normaliser.values())).all()
         assert (where.fb / f"{task}-training.csv").read_text().count("\n") == 2  # the head, and one update
 
-    # what the agent's training does with them: parts, environment, agent, one update
-    from genreward import training
+    # what the agent's training does with them; the agent's pictures are smaller than the reward's, as at paper size
+    from genreward import behaviour, training
 
+    profile = replace(profile, image_size=16)
+    monkeypatch.setitem(profiles.PROFILES, "paper", profile)
     run = training.Run("pick-place", "genreward_sound", "dreamer", 0, "paper", "paper")
     parts = training.load_parts(run, profile)
     assert parts["video_model"].num_frames == 17 and parts["encoder"].dim == 4
     assert parts["fb"].dim == 8 and parts["fb"].frozen
-    agent = estimates._dreamer(profile.dreamer, profile.image_size, "cpu")
-    losses = agent.update()
-    assert agent.updates == 1 and np.isfinite(list(losses.values())).all()
+    for method in ("genreward_sound", "genreward"):  # F and B from exploration, and from the agent's own replay
+        run = training.Run("pick-place", method, "dreamer", 0, "paper", "paper", 64)
+        table = results.read_run(training.train_agent(run, progress=False))
+        values = table[table["step"] == 64].set_index("metric")["value"]
+        assert values["share_video"] > 0 and np.isfinite(values).all()
+        act, env = training.restore(run)
+        assert env.unwrapped.render().shape == (32, 32, 3) and env.render().shape == (16, 16, 3)
+        env.close()
+        assert behaviour.record(run, episodes=1).is_file()
 
 
 def test_bfloat16_weights_generate_and_encode_as_on_a_gpu(hub):

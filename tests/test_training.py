@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from genreward import errors, files, profiles, results, training
+from genreward import envs, errors, files, profiles, results, training
 from genreward.errors import InputError
 from genreward.forward_backward import ForwardBackward
 from genreward.goals import Goal
@@ -333,3 +333,52 @@ def test_online_learning_resumes_where_it_was():
     features, chosen = first.features[:4], first.actions[:4]
     goal = env.reward_model.frame.goal_features
     assert np.array_equal(fb.reward(features, chosen, goal), other.reward(features, chosen, goal))
+
+
+# --- other suites, two sizes of pictures ------------------------------------------------------------------------------
+
+
+def test_a_suites_own_episodes_give_the_length_of_a_run_and_its_chunks():
+    laptop = profiles.get_profile("laptop")
+    for task, length, chunk, steps in (("pick-place", 256, 5120, 30_720), ("walker-walk", 500, 5000, 30_000),
+                                       ("door", 200, 5200, 31_200), ("cheetah-run", 250, 5000, 30_000)):
+        run = Run(task, "dense", steps=30_720)
+        fitted = training.check_run(run)
+        assert (fitted.episode_steps, fitted.run.evaluate_every) == (length, chunk)
+        assert training.total_steps(run, laptop) == training.total_steps(run, fitted) == steps
+
+
+def test_walker_walk_is_trained_and_played_in_its_suites_own_episodes(tiny):
+    run = Run("walker-walk", "dense", "sac", 0, "tiny", "test", steps=96)  # a chunk is an episode at least
+    table = rows(train_agent(run, progress=False))
+    assert sorted(set(table["step"])) == [500]
+    act, env = training.restore(run)
+    observation, _ = env.reset()
+    assert act(observation, True).shape == (6,) and env.unwrapped.episode_steps == 500
+    env.close()
+
+
+def test_the_action_of_f_is_as_long_as_the_tasks():
+    assert [training._action_dim(task) for task in ("reach", "walker-walk", "door")] == [4, 6, 28]
+
+
+@pytest.mark.parametrize("distraction", [None, "all-easy-dynamic"])
+def test_the_agents_view_is_what_an_environment_of_its_size_shows(distraction):
+    distraction = training._distraction((("distraction", distraction),)) if distraction else None
+    large, small, plain = (envs.make_env("pick-place", seed=3, size=size, distraction=distraction)
+                           for size in (64, 32, 32))
+    view = training.AgentView(large, small)
+    rng = np.random.default_rng(0)
+    try:
+        for _ in range(2):
+            view.reset()
+            plain.reset()
+            for _ in range(5):
+                action = rng.uniform(-1, 1, 4).astype(np.float32)
+                view.step(action)
+                plain.step(action)
+                np.testing.assert_array_equal(view.render(), plain.render())
+                assert large.render().shape == (64, 64, 3)
+    finally:
+        view.close()
+        plain.close()
