@@ -1,0 +1,245 @@
+"""The honesty table: each claim of the paper, what was measured of it here, and what may be said.
+
+After `evidence` and the study, before the figures. A verdict is worked out from records by a rule that is written down
+beside the claim; nobody types one. Four are possible:
+
+- *reproduced*: the whole 95% interval lies on the claimed side (on every task, where the claim is of several);
+- *not reproduced*: measured, and it does not;
+- *not testable here*: it needs what no profile of two CPU cores has (the hub's weights, real videos, GPU weeks);
+- *not measured yet*: the runs that would tell are declared and not made; the command is named.
+
+    python -m genreward.claims --profile laptop                # the table, in Markdown
+    python -m genreward.claims --profile laptop --write README.md   # put it between the markers there
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from . import errors, evidence, files, profiles, reward_study, study
+from .errors import InputError
+from .profiles import Profile
+from .reward_metrics import printed
+
+REPRODUCED, NOT, UNTESTABLE, OPEN = "reproduced", "not reproduced", "not testable here", "not measured yet"
+VERDICTS = (REPRODUCED, NOT, UNTESTABLE, OPEN)
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+
+
+class Finding(NamedTuple):
+    """What was measured of a claim: one of `VERDICTS`, and the numbers with intervals and n in words."""
+
+    verdict: str
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """item: figure or table of the paper; says: the claim; rule: what counts as reproduced; notebook: where to look."""
+
+    item: str
+    says: str
+    rule: str
+    notebook: str
+    find: Callable[[Profile], Finding]
+
+
+# --- from the study ---------------------------------------------------------------------------------------------------
+
+
+def _videos(profile: Profile) -> Finding:
+    table = study.load_generation(profile)
+    if table is None:
+        return Finding(OPEN, f"python -m genreward.pipeline --profile {profile.name} --only generation")
+    found = study.generation_summary(table)
+    passed = study.generation_verdict(found)
+    names = ", ".join(task for task, good in passed.items() if good) or "none"
+    starts = int(found["n"].min())
+    return Finding(REPRODUCED if passed.all() else NOT,
+                   f"{int(passed.sum())} of {len(passed)} held-out tasks ({names}), {starts} starts each")
+
+
+def _hits(clips: str) -> Callable[[Profile], Finding]:
+    """CLIP's choice must show success more often than chance, one interval above the other."""
+
+    def find(profile: Profile) -> Finding:
+        hits = reward_study.goal_frame_hits(profile)
+        at = hits[(hits["task"] == "all") & (hits["clips"] == clips)].set_index("rule")
+        if at.empty:
+            return Finding(OPEN, f"python -m genreward.reward_study goals --profile {profile.name}")
+        chosen, chance = at.loc["clip"], at.loc["random"]
+        return Finding(REPRODUCED if chosen["low"] > chance["high"] else NOT,
+                       f"{printed(chosen)} of {int(chosen['n'])} clips; a frame at random {printed(chance)}")
+
+    return find
+
+
+def _of_model(model: str, metric: str, coin: float, what: str) -> Callable[[Profile], Finding]:
+    """A metric of one reward model over all tasks, whose whole interval must lie above a coin's value."""
+
+    def find(profile: Profile) -> Finding:
+        found = reward_study.recorded_quality(profile).set_index(["model", "task", "metric"])
+        if (model, "all", metric) not in found.index:
+            return Finding(OPEN, f"python -m genreward.reward_study all --profile {profile.name}")
+        row = found.loc[(model, "all", metric)]
+        return Finding(REPRODUCED if row["low"] > coin else NOT, f"{what} {printed(row)}, n={int(row['n'])} starts")
+
+    return find
+
+
+# --- from the grid ----------------------------------------------------------------------------------------------------
+
+
+def _runs(name: str, ours: Sequence[str], against: str | None = None, tasks: Sequence[str] | None = None,
+          ) -> Callable[[Profile], Finding]:
+    """The first of `ours` (methods) that has finished runs must end above its control on every task with both.
+
+    against: the control's printed name; None: the same environment reward alone. One line a task in the numbers.
+    """
+
+    def find(profile: Profile) -> Finding:
+        found = evidence.contrasts(profile, name, against)
+        found = found[found["method"].isin(ours) & (found["n"] >= 2)]
+        if tasks is not None:
+            found = found[found["task"].isin(tasks)]
+        if found.empty:
+            return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={name}")
+        said = [f"{row.task}, {row.curve}: {row.value:+.3g} [{row.low:.3g}, {row.high:.3g}] (n={row.n})"
+                for row in found.itertuples()]
+        good = all(evidence.verdict(row) == "better" for _, row in found.iterrows())
+        declared = evidence.members(profile, name)
+        wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
+        part = f"{found['task'].nunique()} of {wanted} tasks so far; " if found["task"].nunique() < wanted else ""
+        if good and part:
+            return Finding(OPEN, part + "; ".join(said))
+        return Finding(REPRODUCED if good else NOT, part + "; ".join(said))
+
+    return find
+
+
+def _sources(profile: Profile) -> Finding:
+    """Does pi_z get further toward the goal frame of a real video than toward an imagined one?"""
+    found = evidence.contrasts(profile, "zero_shot", "FB policy, zero-shot")
+    found = found[found["curve"] == evidence.SOURCE_NAMES["expert_video"]]
+    if found.empty or (found["n"] < 2).all():
+        return Finding(OPEN, f"make results PROFILE={profile.name} ONLY=zero_shot")
+    said = [f"{row.task}: {row.value:+.3g} [{row.low:.3g}, {row.high:.3g}] (n={row.n})" for row in found.itertuples()]
+    good = all(evidence.verdict(row) == "better" for _, row in found.iterrows())
+    return Finding(REPRODUCED if good else NOT, "return of pi_z, real against imagined goal: " + "; ".join(said))
+
+
+def _hub(why: str) -> Callable[[Profile], Finding]:
+    return lambda profile: Finding(UNTESTABLE, why)
+
+
+_OURS = ("genreward_dense", "genreward_sound_dense")
+_SPARSE = ("genreward", "genreward_sound")
+_ABOVE = "the interval of the difference lies above 0, on every task"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("Fig. 4", "a finetuned video model imagines the held-out task done, from first frame and text",
+          "by PSNR, SSIM and latents nearer to the real video than to other starts, to random actions and to a still "
+          "picture, on every task", "02", _videos),
+    Claim("Fig. 4", "the same from CogVideoX-5B, finetuned on Bridge, RT-1 and RLBench", "-", "11",
+          _hub("needs the hub's weights and about 16 GPUs for a week")),
+    Claim("Fig. 8", "the frame that CLIP scores highest shows the task done: in real clips",
+          "its interval lies above that of a frame at random", "03", _hits("real")),
+    Claim("Fig. 8", "the same in generated clips (judged by the expert at the same fraction of the episode, a proxy)",
+          "its interval lies above that of a frame at random", "03", _hits("generated (proxy)")),
+    Claim("Eq. 5", "the video-level reward knows a success from a failure",
+          "AUROC against late failures above 0.5", "04",
+          _of_model("genreward_video", "auroc_failure", 0.5, "AUROC")),
+    Claim("Eq. 5", "it follows progress, not only time", "rank correlation given time above 0", "04",
+          _of_model("genreward_video", "partial", 0.0, "partial correlation")),
+    Claim("Eq. 5", "it sees what was done rather than how it looks",
+          "prefers an odd-looking success to a good-looking fake in more than half of the pairs", "06",
+          _of_model("genreward_video", "function", 0.5, "share of pairs")),
+    Claim("Eq. 9", "the frame-level reward, B at the goal frame as printed, knows a success from a failure",
+          "AUROC against late failures above 0.5", "05",
+          _of_model("genreward_frame_goal", "auroc_failure", 0.5, "AUROC")),
+    Claim("Eq. 9", "the same with B learned at states of the replay", "AUROC against late failures above 0.5", "05",
+          _of_model("genreward_frame_buffer", "auroc_failure", 0.5, "AUROC")),
+    Claim("Fig. 5", "an agent learns more with GenReward beside the dense reward than without", _ABOVE, "08",
+          _runs("fig5", _OURS)),
+    Claim("Fig. 5", "and more than with RoboCLIP", _ABOVE, "08", _runs("fig5", _OURS, "RoboCLIP")),
+    Claim("Fig. 5", "and more than with Diffusion Reward", _ABOVE, "08", _runs("fig5", _OURS, "Diffusion Reward")),
+    Claim("Fig. 5", "and more than with TADPoLe", _ABOVE, "08", _runs("fig5", _OURS, "TADPoLe")),
+    Claim("Fig. 5, easy tasks", "where learning shows within a small budget, an agent with GenReward beside the sparse "
+          "reward learns more than without", _ABOVE, "08", _runs("easy", _SPARSE)),
+    Claim("Fig. 7", "the same under sparse reward, on bin-picking", _ABOVE, "08", _runs("fig7", _SPARSE)),
+    Claim("Fig. 9", "both terms of the reward are needed", "the full reward above both without one", "09",
+          _runs("fig9", _OURS, "without the FB reward")),
+    Claim("Fig. 10", "the better the source of the goal video, the better the agent",
+          "pi_z, without learning: further toward a real video's goal frame than toward an imagined one's", "10",
+          _sources),
+    Claim("Table A", "it helps on Distracting Control's walker-walk and Adroit's door", _ABOVE, "08",
+          _runs("tableA", _OURS)),
+    Claim("Table B", "hallucinated goal videos (teleporting objects) still teach", _ABOVE, "10",
+          _runs("tableB", _OURS)),
+    Claim("Table C", "a goal frame by CLIP teaches more than one at random", _ABOVE, "10",
+          _runs("tableC", _OURS, "goal frame at random")),
+    Claim("Table D", "F with the action teaches more than without, on walker-walk", _ABOVE, "09",
+          _runs("tableD", _SPARSE, "F without the action")),
+    Claim("Table E", "training with the reward takes about as long as with the others", "-", "11",
+          _hub("the published times are of CogVideoX-5B on GPUs; the small models' own times are in notebook 11")),
+)
+
+
+def findings(profile: str | Profile) -> pd.DataFrame:
+    """The table: item, claim, verdict, measured, counts (the rule), notebook."""
+    profile = profiles.get_profile(profile)
+    lines = []
+    for claim in CLAIMS:
+        try:
+            found = claim.find(profile)
+        except InputError as problem:  # what it is read from is not there: the message names the command
+            found = Finding(OPEN, str(problem))
+        lines.append({"item": claim.item, "claim": claim.says, "verdict": found.verdict, "measured": found.numbers,
+                      "counts as reproduced": claim.rule, "notebook": claim.notebook})
+    return pd.DataFrame(lines)
+
+
+def markdown(found: pd.DataFrame) -> str:
+    """The table for README: claim, verdict, numbers, notebook."""
+    lines = ["| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
+    for row in found.itertuples():
+        measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured
+        lines.append(f"| {row.item} | {row.claim} | **{row.verdict}** | {measured} | {row.notebook} |")
+    return "\n".join(lines)
+
+
+def write(found: pd.DataFrame, path: str | Path) -> None:
+    """Put the table between the two markers of a file, in place of what stands there."""
+    text = Path(path).read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise InputError(f"{path} must hold {BEGIN} and {END} once each")
+    before, rest = text.split(BEGIN)
+    with files.atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def counts(found: pd.DataFrame) -> dict[str, int]:
+    """Verdict -> how many claims got it, in the order of `VERDICTS`."""
+    return {verdict: int((found["verdict"] == verdict).sum()) for verdict in VERDICTS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
+    arguments = parser.parse_args()
+    found = findings(arguments.profile)
+    if arguments.write is None:
+        print(markdown(found))
+    else:
+        write(found, arguments.write)
+
+
+if __name__ == "__main__":
+    errors.cli(main)

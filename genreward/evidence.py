@@ -1,0 +1,273 @@
+"""What the grid has to say to each figure and table of the paper: which runs there are, their numbers, their pictures.
+
+Beside `comparison`, near the end of the flow (`... experiments -> results -> evidence -> figures -> book`). Everything
+is read from records; a run that is not there, or not finished, counts as not there and is named with the command that
+makes it. A panel without a run says so instead of being left out: an empty place in a figure is a fact too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from scipy import stats
+
+from . import comparison, experiments, figures, files, profiles, results, training
+from .profiles import Profile
+from .results import Interval
+from .tasks import get_task
+from .training import Run
+
+SOURCE_NAMES = {"in_domain": "imagined, task known", "camera": "imagined, other camera",
+                "recoloured": "imagined, other colours", "expert_video": "a real video", "teleport":
+                "a real video, object teleports", "random_frame": "goal frame at random"}
+PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "genreward_dense",
+                 "RoboCLIP": "roboclip_dense", "Diffusion Reward": "diffusion_reward_dense", "TADPoLe": "tadpole_dense"}
+"""The paper's names of what is paid beside the dense reward -> ours."""
+
+
+# --- the runs of an experiment ----------------------------------------------------------------------------------------
+
+
+def curve_name(run: Run) -> str:
+    """What the run's curve is called in print: the method, or what its variant changes."""
+    words = []
+    for name, value in run.changes:
+        part = name.rpartition(".")[2].removeprefix("sound_")
+        if name == "goal":
+            words.append(SOURCE_NAMES.get(str(value), str(value)))
+        elif part in ("alpha", "beta"):
+            gone = {"alpha": "without the video-level reward", "beta": "without the FB reward"}[part]
+            words.append(f"{part} = {value:g}" if value else gone)
+        elif name == "fb.encoder":
+            words.append(f"psi: {value}")
+        elif name == "fb.action_aware":
+            words.append("F with the action" if value else "F without the action")
+        elif name == "distraction":
+            words.append(f"distracted ({value})")
+        else:
+            words.append(f"{part} = {value}")
+    method = figures.label(run.method.removesuffix("_dense") if run.method != "dense" else run.method)
+    return ", ".join(words) if words and all(name not in ("distraction",) for name, _ in run.changes) else \
+        ", ".join([method, *words])
+
+
+def members(profile: str | Profile, name: str) -> pd.DataFrame:
+    """Every run that an experiment declares: run, task, method, variant, curve (its printed name), agent, seed, wanted
+    (environment steps), steps (on record), done."""
+    profile = profiles.get_profile(profile)
+    where, lines = profiles.paths(profile).runs, []
+    for run in experiments.chosen(profile, [name])[0].runs(profile):
+        kept = where / f"{run.run_id}.json"
+        there = kept.is_file() and (where / f"{run.run_id}.csv").is_file()
+        steps = int(files.read_json(kept).get("steps", 0)) if there else -1
+        wanted = training.total_steps(run, profile)
+        lines.append({"run": run.run_id, "task": run.task, "method": run.method, "variant": run.variant,
+                      "curve": curve_name(run), "agent": run.agent, "seed": run.seed, "wanted": wanted,
+                      "steps": max(steps, 0), "done": there and steps >= wanted})
+    return pd.DataFrame(lines)
+
+
+def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
+    """One line an experiment: experiment, item, runs, done, command (what makes the rest; "-" where nothing is left).
+    """
+    profile = profiles.get_profile(profile)
+    lines = []
+    for name in names:
+        declared, item = members(profile, name), experiments.chosen(profile, [name])[0].item
+        done = int(declared["done"].sum()) if len(declared) else 0
+        left = len(declared) - done
+        lines.append({"experiment": name, "item": item, "runs": len(declared), "done": done, "command":
+                      f"make results PROFILE={profile.name} ONLY={name}" if left else "-"})
+    return pd.DataFrame(lines)
+
+
+def rows(profile: str | Profile, name: str) -> pd.DataFrame:
+    """The rows of an experiment's finished runs (`results.load`), up to the length that it asks for, with `curve`,
+    `variant` and `agent`; `method` is the run's own name of it."""
+    declared = members(profile, name)
+    table = results.load(profiles.paths(profile).runs)
+    table = table.drop(columns="method").merge(
+        declared.loc[declared["done"], ["run", "method", "variant", "curve", "agent", "wanted"]], on="run")
+    return table[table["step"] <= table["wanted"]].drop(columns="wanted").reset_index(drop=True)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of a handful of seeds with Student's 95% interval; one seed gives none (NaN)."""
+    numbers = np.asarray(values, float)
+    n = len(numbers)
+    mean = float(numbers.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf(0.5 + results.CONFIDENCE / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def summary(profile: str | Profile, name: str, references: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line for each task and curve that an experiment declares, measured or not.
+
+    Columns: task, curve, method, variant, steps (asked for), wanted and n (seeds declared and finished), value, low,
+    high (final dense return, mean and Student's 95% interval), success, and with `references` (`reference_table`)
+    normalised: random = 0, scripted expert = 1. What was not measured is NaN.
+    """
+    declared, table = members(profile, name), rows(profile, name)
+    last = table.sort_values("step").groupby(["run", "metric"])["value"].last()
+    lines = []
+    for (task, method, variant, curve), group in declared.groupby(["task", "method", "variant", "curve"], sort=False):
+        finished = group.loc[group["done"], "run"]
+        returns = [last[run, "return"] for run in finished]
+        found = mean_interval(returns)
+        line = {"task": task, "curve": curve, "method": method, "variant": variant, "steps": int(group["wanted"].max()),
+                "wanted": len(group), "n": found.n, "value": found.value, "low": found.low, "high": found.high,
+                "success": float(np.mean([last[run, "success"] for run in finished])) if len(finished) else math.nan}
+        if references is not None and (task, "expert") in references.index:
+            low, high = references.loc[(task, "random"), "return"], references.loc[(task, "expert"), "return"]
+            line["normalised"] = float(results.normalised(found.value, low, high)) if found.n else math.nan
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def reference_table(profile: str | Profile, tasks: Sequence[str], episodes: int = 10, seed: int = 0) -> pd.DataFrame:
+    """Random actions and the scripted expert on each Meta-World task: index (task, policy), columns return, success."""
+    parts = {task: comparison.references(profile, task, episodes, seed) for task in tasks
+             if get_task(task).suite == "metaworld"}
+    if not parts:
+        return pd.DataFrame(columns=["return", "success"], index=pd.MultiIndex.from_arrays([[], []]))
+    return pd.concat(parts, names=["task", "policy"])
+
+
+def reported(item: str) -> pd.DataFrame:
+    """What the paper prints of an item: task, method (ours), paper (its name), value, spread, approximate."""
+    table = results.reported()
+    table = table[table["item"] == item]
+    return table.assign(paper=table["method"], method=table["method"].map(PAPER_METHODS))[
+        ["task", "method", "paper", "metric", "value", "spread", "approximate"]].reset_index(drop=True)
+
+
+def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
+    """A summary with the columns reported and spread: the paper's value of the same task and method, where it prints
+    one. Its runs are of DreamerV3 from pixels, a million steps: of another budget, not to be compared in size."""
+    printed = reported(item).dropna(subset=["method"]).set_index(["task", "method"])
+    keys = [(row.task, row.method) if not row.variant else None for row in found.itertuples()]
+    return found.assign(**{column: [printed[source].get(key, math.nan) if key else math.nan for key in keys]
+                           for column, source in (("reported", "value"), ("reported_spread", "spread"))})
+
+
+def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return") -> pd.DataFrame:
+    """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
+    metric), low, high (Welch's 95% interval), n (of the smaller group). Only where both have finished runs.
+
+    control: the curve that all are set against (its printed name); None: the same environment reward alone.
+    """
+    table = rows(profile, name)
+    ends = table[table["metric"] == metric].sort_values("step").groupby(
+        ["task", "curve", "method", "run"], sort=False)["value"].last()
+    lines = []
+    for (task, curve, method), values in ends.groupby(["task", "curve", "method"], sort=False):
+        against = control if control is not None else figures.label(training.METHODS[method].env_reward)
+        if curve == against or against not in ends[task].index.get_level_values("curve"):
+            continue
+        alone = ends[task].xs(against, level="curve")
+        lines.append({"task": task, "curve": curve, "method": method, "control": against,
+                      **comparison.difference(values, alone)._asdict()})
+    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
+
+
+def verdict(contrast: pd.Series) -> str:
+    """One word on a line of `contrasts`: "better", "worse" (the whole interval on one side of 0), else "open"."""
+    if contrast["low"] > 0:
+        return "better"
+    return "worse" if contrast["high"] < 0 else "open"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
+                    columns: int = 3, width: float = 7.2) -> Figure:
+    """Learning curves of an experiment, a panel a task: mean over seeds and Student's 95% band, one colour a method;
+    F and B's own policy, which does not learn, as a line across; random and expert dashed. A panel without a finished
+    run says so. The legend gives n, as a range where it differs between panels.
+    """
+    profile = profiles.get_profile(profile)
+    declared, table = members(profile, name), rows(profile, name)
+    tasks = list(dict.fromkeys(declared["task"]))
+    across = min(columns, len(tasks))
+    down = math.ceil(len(tasks) / across)
+    fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
+                                figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
+    seeds: dict[str, set[int]] = {}
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        here = table[(table["task"] == task) & (table["metric"] == metric)]
+        for method in dict.fromkeys(declared["method"]):
+            of = here[here["method"] == method]
+            if of.empty:
+                continue
+            seeds.setdefault(method, set()).add(of["seed"].nunique())
+            tone = figures.colour(_plain(method))
+            if (of["agent"] == "zero_shot").all():
+                axis.axhline(of["value"].mean(), color=tone, linewidth=1.2, linestyle="-.")
+                continue
+            curve = pd.DataFrame({step: mean_interval(at["value"])._asdict() for step, at in of.groupby("step")}).T
+            axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2, linewidth=1.2)
+            if curve["low"].notna().any():
+                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.15, linewidth=0)
+        for policy, line in (("expert", "--"), ("random", ":")):
+            if (task, policy) in references.index:
+                axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
+                             linewidth=1)
+        if here.empty:
+            axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
+            axis.set_xticks([])
+        axis.set(title=task, xlabel="environment steps")
+        axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
+    for axis in list(axes.flat)[len(tasks):]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel({"return": "dense return", "success": "success"}.get(metric, metric))
+    handles = [pyplot.Line2D([], [], color=figures.colour(_plain(method)), marker="o", markersize=2,
+                             linestyle="-." if method == "fb_zero_shot" else "-",
+                             label=f"{figures.label(_plain(method))} (n={figures._span(counts)})")
+               for method, counts in seeds.items()]
+    handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
+                for policy, line in (("expert", "--"), ("random", ":"))]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)
+    return fig
+
+
+def interval_figure(found: pd.DataFrame, xlabel: str, lines: Mapping[str, float] | None = None,
+                    height: float = 0.24, of: str = "seeds") -> Figure:
+    """Means with their intervals, one line a row of a summary (columns curve, value, low, high, n, and task where
+    there are several); a row that was not measured says so. `lines`: name -> value, drawn across."""
+    several = "task" in found and found["task"].nunique() > 1
+    names = [f"{row.task}: {row.curve}" if several else row.curve for row in found.itertuples()]
+    fig, axis = pyplot.subplots(figsize=(6.2, height * len(found) + 0.9), layout="constrained")
+    for place, row in enumerate(found.itertuples()):
+        tone = figures.METHOD_COLOURS.get(_plain(getattr(row, "method", "")), "#333333")
+        if not row.n:
+            axis.text(0.01, place, "no run on record", transform=axis.get_yaxis_transform(), va="center", fontsize=7,
+                      color="#888888")
+            continue
+        if not math.isnan(row.low):
+            axis.plot([row.low, row.high], [place, place], color=tone, linewidth=1.4)
+        axis.plot(row.value, place, "o", color=tone, markersize=4)
+    for number, (name, value) in enumerate((lines or {}).items()):
+        axis.axvline(value, color="0.6", linestyle=("--", ":", "-.")[number % 3], linewidth=0.9, label=name)
+    axis.set_yticks(range(len(found)), [f"{name} (n={row.n})" for name, row in zip(names, found.itertuples(),
+                                                                                   strict=True)])
+    axis.set(xlabel=xlabel, ylim=(len(found) - 0.5, -0.5))
+    if lines:
+        axis.legend(loc="best", fontsize=7)
+    return fig
+
+
+def _plain(method: str) -> str:
+    return method.removesuffix("_dense") if method not in figures.METHOD_COLOURS else method
+
