@@ -34,6 +34,7 @@ figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): f
 results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray)
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
 	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m genreward.behaviour --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 smoke: $(READY) ## everything at smoke size from nothing: results, then figures
 	@rm -rf build/smoke results/smoke figures/smoke

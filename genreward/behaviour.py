@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from . import errors, experiments, files, profiles, results, training
+from . import envs, errors, experiments, files, profiles, results, training
 from .errors import InputError
 from .profiles import Profile
 from .reward_episodes import progress
@@ -108,6 +108,29 @@ def digest(run: Run) -> str:
     return files.digest(files.read_json(profiles.paths(run.profile).runs / f"{run.run_id}.json").get("rows", ""))
 
 
+def record_references(profile: str | Profile, task: str, episodes: int = 2 * EPISODES) -> Path:
+    """Play random actions and, on Meta-World, the scripted expert: results/<profile>/references/<task>.csv, with a row
+    of return and success for each policy and episode (its number is the seed)."""
+    profile = profiles.get_profile(profile)
+    fitted = training.check_run(Run(task, "dense", "sac", 0, profile.name, profile.name))
+    env = envs.make_env(task, seed=SEED, split="eval", episode_steps=fitted.episode_steps)
+    policies = {"random": envs.random_policy(np.random.default_rng(SEED), actions=env.action_space.shape[0])}
+    if get_task(task).suite == "metaworld":
+        policies["expert"] = envs.expert_policy(task)
+    rows = []
+    try:
+        for name, policy in policies.items():
+            env.seed_goals(SEED)
+            for number in range(episodes):
+                episode = envs.rollout(env, policy, frames=False)
+                rows += [{"experiment": "references", "method": name, "task": task, "seed": number, "step": 0,
+                          "metric": metric, "value": value} for metric, value in
+                         (("return", float(episode.rewards.sum())), ("success", float(episode.succeeded)))]
+    finally:
+        env.close()
+    return results.write_run(profiles.paths(profile).results / "references", task, rows, results.provenance())
+
+
 def missing(profile: str | Profile, only: Sequence[str] | None = None) -> list[Run]:
     """The finished runs that nothing is known of, or of an earlier length of theirs, whose checkpoints are here."""
     profile = profiles.get_profile(profile)
@@ -124,6 +147,20 @@ def missing(profile: str | Profile, only: Sequence[str] | None = None) -> list[R
     return left
 
 
+def make(profile: str | Profile, only: Sequence[str] | None = None, episodes: int = EPISODES) -> None:
+    """Record what is not on record yet: the references of each task that has runs, and every finished run whose
+    checkpoint is here. A grid that was not begun has nothing to say yet."""
+    profile = profiles.get_profile(profile)
+    left = missing(profile, only)
+    played = {run.task for run in experiments.grid(profile, only)
+              if (profiles.paths(profile).runs / f"{run.run_id}.csv").is_file()}
+    for task in sorted(played):
+        if not (profiles.paths(profile).results / "references" / f"{task}.csv").is_file():
+            record_references(profile, task)
+    for run in tqdm(left, desc="behaviour", unit="run", disable=not left):
+        record(run, episodes)
+
+
 def films(profile: str | Profile) -> dict[str, np.ndarray]:
     """run id -> (8, H, W, 3) uint8: the kept film strips."""
     return {path.stem: np.load(path)["frames"] for path in sorted(folder(profile).glob("[!.]*.npz"))}
@@ -137,8 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.episodes < 1:
         raise InputError(f"episodes must be at least 1, got {arguments.episodes}")
-    for run in tqdm(missing(arguments.profile, arguments.only), desc="behaviour", unit="run"):
-        record(run, arguments.episodes)
+    make(arguments.profile, arguments.only, arguments.episodes)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,16 @@ import ast
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import nbformat
 
 from . import profiles
@@ -88,6 +91,9 @@ NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in (
     _row("06", "reward_models", "How do all the reward models compare before any training?", "Table 1; quality table",
          "study"),
     _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs"),
+    _row("08", "main_results", "Does it beat the baselines?", "Fig. 5, 6, 7, Table A", "runs", "study"),
+    _row("09", "ablations", "Which part matters?", "Fig. 9, Table D", "runs", "study"),
+    _row("10", "goal_sources", "How good must the goal video be?", "Fig. 10, Tables B, C", "runs", "goals"),
     _row("11", "cost", "What does it cost?", "Table E", "runs"),
 )}
 
@@ -321,24 +327,36 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     return target
 
 
-def make_figures(profile: str | profiles.Profile) -> int:
-    """Run the whole book in order, one line a notebook; returns how many failed. What is missing is said first."""
+def _run_apart(name: str, profile: str) -> tuple[float, str]:
+    """Run a notebook by the command line: seconds, and what went wrong ("" when nothing did)."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "genreward.book", "run", name, "--profile", profile],
+                          capture_output=True, text=True, cwd=ROOT)
+    problem = "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip() or "error: it was killed")
+    return time.monotonic() - began, problem
+
+
+def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> int:
+    """Run the whole book, `jobs` notebooks at once (None: one a core, four at most), one line a notebook as it ends;
+    returns how many failed. No notebook reads what another writes, so the order does not matter. What is missing is
+    said first.
+    """
     chosen = profiles.get_profile(profile).name
     for notebook in NOTEBOOKS.values():
         lacking = missing(notebook, chosen)
         if lacking:
             raise InputError(lacking)
     start, failures = time.monotonic(), 0
-    for notebook in NOTEBOOKS.values():
-        began = time.monotonic()
-        print(f"book: {notebook.name} ...", end=" ", flush=True)
-        try:
-            run_notebook(notebook.name, chosen)
-            print(f"{time.monotonic() - began:.0f} s", flush=True)
-        except NotebookError as problem:
-            failures += 1
-            print("FAILED", flush=True)
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+    # each in a process of its own: papermill's kernels wait for one another where they share one
+    with ThreadPoolExecutor(jobs or min(4, joblib.cpu_count())) as pool:
+        begun = {pool.submit(_run_apart, notebook.name, chosen): notebook for notebook in
+                 sorted(NOTEBOOKS.values(), key=lambda notebook: -notebook.minutes.get(chosen, 1))}
+        for done in as_completed(begun):
+            seconds, problem = done.result()
+            print(f"book: {begun[done].name} {'FAILED' if problem else f'{seconds:.0f} s'}", flush=True)
+            if problem:
+                failures += 1
+                print(problem, file=sys.stderr, flush=True)
     print(f"book: {len(NOTEBOOKS) - failures} of {len(NOTEBOOKS)} notebooks in {time.monotonic() - start:.0f} s; "
           f"figures/{chosen}/", flush=True)
     return failures
@@ -368,6 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for command, about in (("figures", "run every notebook"), ("run", "run one notebook")):
         sub = commands.add_parser(command, help=about)
+        if command == "figures":
+            sub.add_argument("--jobs", type=int, help="notebooks at once (default: one a core, four at most)")
         if command == "run":
             sub.add_argument("name", help="04_video_reward, or 04")
             sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
@@ -377,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(command, help=about)
     options = parser.parse_args(arguments)
     if options.command == "figures":
-        return 1 if make_figures(options.profile) else 0
+        return 1 if make_figures(options.profile, options.jobs) else 0
     if options.command == "run":
         try:
             print(_short(run_notebook(options.name, options.profile, dict(map(_parameter, options.parameter)))))

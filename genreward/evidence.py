@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy import stats
 
-from . import comparison, experiments, figures, files, profiles, results, training
+from . import behaviour, comparison, experiments, figures, files, profiles, results, training
 from .profiles import Profile
 from .results import Interval
 from .tasks import get_task
@@ -69,7 +69,8 @@ def members(profile: str | Profile, name: str) -> pd.DataFrame:
         lines.append({"run": run.run_id, "task": run.task, "method": run.method, "variant": run.variant,
                       "curve": curve_name(run), "agent": run.agent, "seed": run.seed, "wanted": wanted,
                       "steps": max(steps, 0), "done": there and steps >= wanted})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["run", "task", "method", "variant", "curve", "agent", "seed", "wanted", "steps",
+                                        "done"])
 
 
 def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
@@ -135,12 +136,34 @@ def summary(profile: str | Profile, name: str, references: pd.DataFrame | None =
 
 
 def reference_table(profile: str | Profile, tasks: Sequence[str], episodes: int = 10, seed: int = 0) -> pd.DataFrame:
-    """Random actions and the scripted expert on each Meta-World task: index (task, policy), columns return, success."""
-    parts = {task: comparison.references(profile, task, episodes, seed) for task in tasks
-             if get_task(task).suite == "metaworld"}
+    """Random actions and, on Meta-World, the scripted expert: index (task, policy), columns return, success, n.
+
+    From the record (`behaviour.record_references`); a Meta-World task without one is played now, `episodes` of each.
+    """
+    kept = results.load(profiles.paths(profile).results / "references")
+    parts = {}
+    for task in tasks:
+        of = kept[kept["task"] == task]
+        if len(of):
+            wide = of.pivot_table(index="method", columns="metric", values="value").rename_axis("policy")
+            parts[task] = wide.assign(n=of["seed"].nunique())
+        elif get_task(task).suite == "metaworld":
+            parts[task] = comparison.references(profile, task, episodes, seed).assign(n=episodes)
     if not parts:
-        return pd.DataFrame(columns=["return", "success"], index=pd.MultiIndex.from_arrays([[], []]))
-    return pd.concat(parts, names=["task", "policy"])
+        return pd.DataFrame(columns=["return", "success", "n"], index=pd.MultiIndex.from_arrays([[], []]))
+    return pd.concat(parts, names=["task", "policy"])[["return", "success", "n"]]
+
+
+def with_references(found: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
+    """A summary with two more lines a task, random actions and the scripted expert, before the task's own."""
+    parts = []
+    for task, group in found.groupby("task", sort=False):
+        lines = [{"task": task, "curve": figures.label(policy), "method": policy, "variant": "", "n":
+                  int(references.loc[(task, policy), "n"]), "value": references.loc[(task, policy), "return"],
+                  "low": math.nan, "high": math.nan, "success": references.loc[(task, policy), "success"]}
+                 for policy in ("random", "expert") if (task, policy) in references.index]
+        parts += [pd.DataFrame(lines), group]
+    return pd.concat(parts, ignore_index=True)
 
 
 def reported(item: str) -> pd.DataFrame:
@@ -185,6 +208,32 @@ def verdict(contrast: pd.Series) -> str:
     if contrast["low"] > 0:
         return "better"
     return "worse" if contrast["high"] < 0 else "open"
+
+
+def paid(profile: str | Profile, name: str) -> pd.DataFrame:
+    """What finished agents were paid in their own episodes, as `behaviour` recorded it: task, curve, term, share (of
+    all that was paid, in absolute value), correlation (Spearman's, of the term's payments with the true progress of
+    the paid states; mean over seeds), low, high (Student's 95% interval), n (seeds), progress (mean of the episodes'
+    last). Empty where nothing is on record."""
+    table = results.load(behaviour.folder(profile)).drop(columns="method")
+    declared = members(profile, name)
+    table = table.merge(declared.loc[declared["done"], ["run", "curve"]], on="run")
+    lines = []
+    for (task, curve), of in table.groupby(["task", "curve"], sort=False):
+        at = of.set_index(["metric", "seed"])["value"]
+        ends = at.get("progress_end")
+        for metric in sorted(set(of["metric"])):
+            if not metric.startswith("share_"):
+                continue
+            term = metric.removeprefix("share_")
+            followed = at.get(f"correlation_{term}")
+            found = mean_interval([] if followed is None else followed)
+            lines.append({"task": task, "curve": curve, "term": term, "share": float(at[metric].mean()),
+                          "correlation": found.value, "low": found.low, "high": found.high,
+                          "n": int(of["seed"].nunique()),
+                          "progress": math.nan if ends is None else float(ends.mean())})
+    return pd.DataFrame(lines, columns=["task", "curve", "term", "share", "correlation", "low", "high", "n",
+                                        "progress"])
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ class Budget:
     """How much of the grid a profile can afford. Steps are environment steps, None: the profile's own.
 
     main_steps  of Fig. 5 and 7; steps: of every other item; agent: which one learns the curves
-    tasks       of Fig. 5; cut: only these tasks in every item (a profile that proves that everything runs)
+    tasks       of Fig. 5; cut: these tasks in every item, in its own's place (a profile that proves that everything
+                runs)
     printed     whether the weights of Fig. 9 are swept around those of the paper, or of the sound variant
     made        the experiments that `make results` makes when it is not told which; jobs: runs at once (None: one a
                 core)
@@ -104,7 +105,7 @@ class Experiment:
                     for method in profile.run.methods]
         budget = budget_of(profile)
         steps = budget.main_steps if self.main else budget.steps
-        tasks = [task for task in self.tasks if budget.cut is None or task in budget.cut]
+        tasks = self.tasks if budget.cut is None else budget.cut
         seeds = range(min(budget.seeds, self.seeds or budget.seeds))
         every = (Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else budget.agent, seed,
                      profile.name, profile.name, None if arm.method == "fb_zero_shot" else steps,

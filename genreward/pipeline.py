@@ -1,6 +1,7 @@
 """From nothing to a trained agent, stage by stage: what `make results` and `make smoke` run.
 
     demos -> video_model -> scorer -> goals -> generation -> fb -> variants -> calibration -> study -> agents
+          -> behaviour
 
 A stage whose product exists is passed over, and each can be stopped at any time: the same command goes on. Weights and
 goals lie under results/<profile>/, what only training needs (videos, checkpoints) under build/<profile>/.
@@ -26,7 +27,8 @@ from .errors import InputError
 from .profiles import Profile
 from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
-STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "variants", "calibration", "study", "agents")
+STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "variants", "calibration", "study", "agents",
+          "behaviour")
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -225,14 +227,14 @@ def make_generation(profile: Profile) -> None:
 def exploration(profile: Profile, task: str, encoder: object | None = None) -> dict[str, np.ndarray]:
     """The task-free experience that F and B learn from, with psi of its pictures, or state features without `encoder`.
     Kept under build/; collected anew where it is not there, or was seen with another psi."""
-    from .forward_backward import collect_exploration, near_object_policy
+    from .forward_backward import collect_exploration
 
     size, steps = profile.video.image_size, profile.fb.exploration_steps
     seen = "state" if encoder is None else f"{encoder.name}-{files.digest(encoder.pca.axes, encoder.source)}"
     path = profiles.paths(profile).build / "exploration" / f"{task}-{seen}-{steps}.npz"
     if not path.is_file():
         replay = collect_exploration(lambda seed: envs.make_env(task, seed=seed, size=size), steps, EXPLORATION_SEED,
-                                     encoder, near_object_policy)
+                                     encoder, explorer(task))
         with files.atomic_path(path) as temporary:
             np.savez(temporary, **replay)
     with np.load(path) as kept:
@@ -257,15 +259,25 @@ def fb_tasks(profile: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*profile.run.tasks, *profile.run.fb_tasks)))
 
 
+def explorer(task: str) -> Callable | None:
+    """How the task is explored: on Meta-World near the object, elsewhere (None) by random actions that are held."""
+    from .forward_backward import near_object_policy
+
+    return near_object_policy if get_task(task).suite == "metaworld" else None
+
+
 def exploratory_frames(profile: Profile, tasks: Sequence[str]) -> np.ndarray:
     """(N, H, W, 3) uint8: about `ENCODER_FRAMES` frames of the tasks, on which an encoder's axes are fitted."""
-    from .forward_backward import near_object_policy
+    from .forward_backward import held_actions
 
     rng, frames = np.random.default_rng(EXPLORATION_SEED), []
     episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(tasks)))
     for name in tasks:
         env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
-        frames += [envs.rollout(env, near_object_policy(rng), steps=128).frames for _ in range(episodes)]
+        chosen = explorer(name)
+        policies = [chosen(rng) if chosen else held_actions(rng, int(np.prod(env.action_space.shape)))
+                    for _ in range(episodes)]
+        frames += [envs.rollout(env, policy, steps=128).frames for policy in policies]
         env.close()
     return np.concatenate(frames)
 
@@ -343,6 +355,13 @@ def make_agents(profile: Profile) -> None:
     experiments.make(profile)
 
 
+def make_behaviour(profile: Profile) -> None:
+    """What finished agents do and are paid, and the random policy and the expert beside them."""
+    from . import behaviour
+
+    behaviour.make(profile)
+
+
 def _publish(source: Path, target: Path) -> None:
     """Copy a finished file or folder to its place, whole or not at all."""
     if source.is_dir():
@@ -356,7 +375,7 @@ def _publish(source: Path, target: Path) -> None:
 MAKERS: dict[str, Callable[[Profile], None]] = {
     "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
     "generation": make_generation, "fb": make_fb, "variants": make_variants, "calibration": make_calibration,
-    "study": make_study, "agents": make_agents}
+    "study": make_study, "agents": make_agents, "behaviour": make_behaviour}
 
 
 def missing(stage: str, profile: Profile) -> bool:

@@ -105,7 +105,7 @@ class Run:
     @property
     def variant(self) -> str:
         """The changes as a part of names: "" or "+alpha-0.1+no_action_aware"."""
-        return "".join(f"+{_change_name(name, value)}" for name, value in self.changes)
+        return "".join(f"+{change_name(name, value)}" for name, value in self.changes)
 
     @property
     def run_id(self) -> str:
@@ -124,7 +124,8 @@ class Run:
         return dict(self.changes).get("goal")
 
 
-def _change_name(name: str, value: Any) -> str:
+def change_name(name: str, value: Any) -> str:
+    """One change as a part of names: "alpha-0.1", "no_action_aware"."""
     short = name.rpartition(".")[2]
     if isinstance(value, bool):
         return short if value else f"no_{short}"
@@ -169,7 +170,7 @@ def _fitted(run: Run, profile: Profile) -> Profile:
 def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
     """The profile with a run's changes; an unknown name or a value of another type is an InputError."""
     for name, value in changes:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", _change_name(name, value)):
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", change_name(name, value)):
             raise InputError(f"the change {name} = {value!r} does not make a file name; valid values: numbers, truth "
                              "values, words of letters, digits, '.', '_', '-'")
         if name == "goal":
@@ -355,7 +356,7 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
     """What is there of the files and folders that the run's method reads, and for the others what to say."""
     method, where = METHODS[run.method], profiles.paths(profile)
     # F and B (and psi) depend on their own settings, the normaliser on the goal too
-    own = "".join(f"+{_change_name(name, value)}" for name, value in run.changes if name.startswith("fb."))
+    own = "".join(f"+{change_name(name, value)}" for name, value in run.changes if name.startswith("fb."))
     seen = any(name in ("fb.encoder", "fb.components") for name, _ in run.changes)
     source = f"+goal-{run.goal_source}" if run.goal_source else ""
     needed: dict[str, Path] = {}
@@ -417,7 +418,7 @@ def build_reward(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardMod
         return _published(run, profile, parts)
     given = {name: parts.get(name) for name in method.needs}
     model = make_reward(method.reward, given, **reward_settings(run, profile))
-    if method.fb == "explored":
+    if method.fb == "explored" and method.reward != "sparse":
         model.load_state_dict(files.read_json(required(run, profile)["normaliser"]))
     return model
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from .goals import Goal, generate_goal, select_frame
 from .profiles import Profile
 from .reward_episodes import loose_object
 from .tasks import get_task
+from .training import METHODS, change_name
 from .trajectory import uniform_indices
 
 DIFFICULTY = "hard"  # of the other camera and the other colours
@@ -152,33 +154,36 @@ def folder(profile: str | Profile, source: str, task: str) -> Path:
     return profiles.paths(profile).results / "goal_sources" / source / task
 
 
-def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The variants that the profile's grid declares and that can be made: (task, source) of goals, and (task, encoder)
-    of F and B behind another psi. Only of tasks that F and B are trained for."""
+def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[str, str, Any]]]:
+    """The variants that the profile's grid declares and that can be made: (task, source) of goals, and (task, setting,
+    value) of F and B with another setting ("fb.encoder", "fb.action_aware"). Only of tasks that F and B are trained
+    for, and of F and B that are trained beforehand."""
     from .experiments import grid
     from .pipeline import fb_tasks
 
     profile = profiles.get_profile(profile)
-    goals, encoders = {}, {}
+    goals, settings = {}, {}
     for run in grid(profile):
-        changes = dict(run.changes)
-        if run.task in fb_tasks(profile):
-            if "goal" in changes:
-                goals[run.task, changes["goal"]] = None
-            if "fb.encoder" in changes:
-                encoders[run.task, changes["fb.encoder"]] = None
+        if run.task not in fb_tasks(profile):
+            continue
+        for name, value in run.changes:
+            if name == "goal":
+                goals[run.task, value] = None
+            elif name.startswith("fb.") and (METHODS[run.method].fb == "explored" or name == "fb.encoder"):
+                settings[run.task, name, value] = None
     for _, source in goals:
         if source not in SOURCES:
             raise errors.unknown("source of goal videos", source, SOURCES)
-    return list(goals), list(encoders)
+    return list(goals), list(settings)
 
 
-def _products(profile: Profile) -> dict[Path, tuple[str, str, str]]:
-    """Each file that says that a variant is there -> ("goal" or "encoder", task, which)."""
+def _products(profile: Profile) -> dict[Path, tuple[str, ...]]:
+    """Each file that says that a variant is there -> (task, source) or (task, setting, value)."""
     where = profiles.paths(profile)
-    goals, encoders = wanted(profile)
-    return {where.fb / f"{task}+goal-{source}-normaliser.json": ("goal", task, source) for task, source in goals} | {
-        where.fb / f"{task}+encoder-{name}-normaliser.json": ("encoder", task, name) for task, name in encoders}
+    goals, settings = wanted(profile)
+    return {where.fb / f"{task}+goal-{source}-normaliser.json": (task, source) for task, source in goals} | {
+        where.fb / f"{task}+{change_name(name, value)}-normaliser.json": (task, name, value)
+        for task, name, value in settings}
 
 
 def missing(profile: str | Profile) -> bool:
@@ -188,34 +193,36 @@ def missing(profile: str | Profile) -> bool:
 
 def make(profile: str | Profile) -> None:
     """Every declared variant that is not there: the goal, and the normaliser of the frame-level reward toward it; F and
-    B behind another encoder."""
+    B with another setting."""
     from .pipeline import exploration, load_encoder, normalise
 
     profile = profiles.get_profile(profile)
     left = {path: one for path, one in _products(profile).items() if not path.is_file()}
-    encoder = load_encoder(profile) if any(kind == "goal" for kind, _, _ in left.values()) else None
-    for path, (kind, task, which) in left.items():
-        if kind == "encoder":
-            _behind(profile, task, which)
+    encoder = load_encoder(profile) if any(len(one) == 2 for one in left.values()) else None
+    for path, (task, *which) in left.items():
+        if len(which) == 2:
+            _with_setting(profile, task, *which)
             continue
-        target = folder(profile, which, task)
+        target = folder(profile, which[0], task)
         if not (target / "goal.json").is_file():
-            SOURCES[which](profile, task).save(target)
+            SOURCES[which[0]](profile, task).save(target)
         normalise(profile, exploration(profile, task, encoder), encoder, Goal.load(target),
                   profiles.paths(profile).fb / f"{task}.pt", path)
 
 
-def _behind(profile: Profile, task: str, name: str) -> None:
-    """F and B of one task behind another encoder, trained as the profile's own are."""
+def _with_setting(profile: Profile, task: str, name: str, value: Any) -> None:
+    """F and B of one task with another setting, trained as the profile's own are; psi too where it is what changes."""
     from .pipeline import exploration, exploratory_frames, load_encoder, normalise, train_explored
 
-    where, stem = profiles.paths(profile), f"{task}+encoder-{name}"
+    where, stem = profiles.paths(profile), f"{task}+{change_name(name, value)}"
     axes, weights = where.fb / f"{stem}-encoder.npz", where.fb / f"{stem}.pt"
-    profile = replace(profile, fb=replace(profile.fb, encoder=name))
-    encoder = load_encoder(profile, fitted=False)
-    if not axes.is_file():
-        encoder.fit(exploratory_frames(profile, [task])).save(axes, np.float16)
-    encoder.load_pca(axes)
+    profile = replace(profile, fb=replace(profile.fb, **{name.removeprefix("fb."): value}))
+    other = name in ("fb.encoder", "fb.components")
+    encoder = load_encoder(profile, fitted=not other)
+    if other:
+        if not axes.is_file():
+            encoder.fit(exploratory_frames(profile, [task])).save(axes, np.float16)
+        encoder.load_pca(axes)
     replay = exploration(profile, task, encoder)
     if not weights.is_file():
         train_explored(profile, encoder, replay)[0].save(weights, resume=False)

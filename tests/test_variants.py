@@ -70,7 +70,7 @@ def test_real_videos_are_marked_and_say_where_they_are_false(kept):
 def test_what_the_laptops_grid_declares_can_be_made():
     wanted, encoders = variants.wanted("laptop")
     assert {source for task, source in wanted if task == "pick-place"} == set(variants.SOURCES)
-    assert sorted(encoders) == [(task, "openclip") for task in ("drawer-close", "pick-place", "reach")]
+    assert sorted(encoders) == [(task, "fb.encoder", "openclip") for task in ("drawer-close", "pick-place", "reach")]
 
 
 def test_a_source_that_nobody_makes_is_named(monkeypatch):
@@ -86,7 +86,7 @@ def test_made_variants_are_what_runs_ask_for_and_are_not_made_twice(kept, monkey
     made = []
     monkeypatch.setattr(pipeline, "load_encoder", lambda profile: None)
     monkeypatch.setattr(pipeline, "exploration", lambda *anything: {})
-    monkeypatch.setattr(variants, "_behind", lambda *anything: None)
+    monkeypatch.setattr(variants, "_with_setting", lambda *anything: None)
     monkeypatch.setattr(variants, "SOURCES", dict.fromkeys(variants.SOURCES, lambda profile, task: kept[1]))
 
     def normalise(profile, replay, encoder, goal, fb, path):
