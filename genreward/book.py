@@ -18,8 +18,10 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -308,8 +310,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     running, failed = (target.with_name(f"{target.stem}.{state}.ipynb") for state in ("running", "failed"))
     failed.unlink(missing_ok=True)
-    # Sockets in the file system: a kernel over TCP is open to everyone on the machine, and says so in every run.
-    sockets = Config({"KernelManager": {"transport": "ipc"}})
+    # Sockets in the file system: a kernel over TCP is open to everyone on the machine, and says so in every run. In a
+    # folder of their own: two kernels would otherwise take the same names in the project's.
+    folder = tempfile.mkdtemp(prefix="kernel-")
+    sockets = Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "socket")}})
     try:
         papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), cwd=str(ROOT),
                                    kernel_name=spec, progress_bar=False, start_timeout=300, config=sockets)
@@ -324,6 +328,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
         raise NotebookError(f"{target.stem}: {str(problem).splitlines()[0]}") from None
     finally:
         running.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 

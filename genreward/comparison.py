@@ -21,7 +21,7 @@ from .errors import InputError
 from .results import Interval
 from .training import METHODS, Run
 
-AGENT_NAMES = {"sac": "SAC", "dreamer": "DreamerV3"}
+AGENT_NAMES = {"sac": "SAC", "dreamer": "DreamerV3", "zero_shot": "F and B's own policy, evaluated"}
 TRAINING_STAGES = {"vae": "video model: VAE", "pretrain": "video model: transformer", "finetune": "video model: LoRA"}
 
 

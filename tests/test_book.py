@@ -55,6 +55,19 @@ def test_a_notebook_runs_with_its_parameters(shelf, root):
     assert executed(root) == ["00_trial.ipynb"]
 
 
+def test_two_notebooks_run_at_once_with_a_kernel_each(root):
+    """Kernels that talk through the same files would each get the other's answers, or none."""
+    nbformat.write(notebook("import time; time.sleep(2); print(seed)"), root / "one.ipynb")
+    code = ("import sys; from pathlib import Path; from genreward import book; "
+            "book.execute(Path(sys.argv[1]), Path(sys.argv[2]), {'seed': int(sys.argv[3])})")
+    begun = [subprocess.Popen([sys.executable, "-c", code, root / "one.ipynb", root / f"out{seed}.ipynb", str(seed)],
+                              cwd=book.ROOT) for seed in (3, 4)]
+    assert [one.wait(timeout=120) for one in begun] == [0, 0]
+    for seed in (3, 4):
+        cells = nbformat.read(root / f"out{seed}.ipynb", as_version=4).cells
+        assert [cell.outputs[0].text for cell in cells if cell.cell_type == "code" and cell.outputs] == [f"{seed}\n"]
+
+
 def test_a_failing_notebook_keeps_the_earlier_copy_and_names_the_cell(shelf, root):
     shelf(notebook("x = 1"))
     good = book.run_notebook("trial", "smoke").read_bytes()

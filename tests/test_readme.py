@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, files, goals, rewards, video_model
+from genreward import book, claims, envs, files, goals, rewards, video_model
 from genreward.errors import InputError
 from genreward.rewards import base
 from genreward.trajectory import Trajectory
@@ -47,7 +47,8 @@ def test_its_ten_lines_run(monkeypatch, capsys):
 def test_its_own_reward_rises_as_the_goal_frame_comes_nearer(monkeypatch):
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # gone again after this test
     before = set(rewards.available())
-    exec(compile(BLOCKS[1], "README.md", "exec"), {"__name__": "mine"})
+    block = next(block for block in BLOCKS if "@register" in block)
+    exec(compile(block, "README.md", "exec"), {"__name__": "mine"})
     assert set(rewards.available()) - before == {"nearer"} and "nearer" in rewards.table1().index
     film = np.repeat(np.arange(0, 250, 50, np.uint8)[:, None, None, None], 8, 1).repeat(8, 2).repeat(3, 3)
     goal = goals.Goal("x", (), film, np.zeros(5), 4)
@@ -55,7 +56,28 @@ def test_its_own_reward_rises_as_the_goal_frame_comes_nearer(monkeypatch):
     seen = Trajectory("reach", np.zeros((5, 3), np.float32), np.zeros((4, 2), np.float32), np.zeros(4, np.float32),
                       np.zeros(4, bool), film)
     assert model.score(seen) == pytest.approx(np.array([50, 100, 150, 200]) / 255)
-    assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 15
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15
+
+
+def test_its_plain_loop_and_torchrl_pay_the_video_term_when_it_is_due(capsys):
+    film = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    reward = rewards.make_reward("genreward_video", {"goal": goals.Goal("x", (), film, np.zeros(9), 8),
+                                                     "video_model": Video()}, alpha=1.0, interval=128)
+    space = {"reward": reward, "GoalRewardEnv": rewards.GoalRewardEnv, "make_env": envs.make_env}
+    exec(compile(next(block for block in BLOCKS if "gymnasium.make" in block), "README.md", "exec"), space)
+    terms = space["info"]["episode_terms"]
+    assert set(terms) == {"env", "video"} and 0 < abs(terms["video"]) <= 2 and terms["env"] < 0
+    assert sorted(space["env"].history.frames)[:1] == [0] and len(space["env"].history.frames) < 40  # not every frame
+
+    exec(compile(next(block for block in BLOCKS if "GymWrapper" in block), "README.md", "exec"), space)
+    paid = space["episode"]["next", "reward"].squeeze(-1)
+    assert paid.shape == (256,) and paid.nonzero().squeeze(-1).tolist() == [127, 255]
+    assert str(float(paid.sum()))[:4] in capsys.readouterr().out
+
+
+def test_its_claims_are_those_of_the_records():
+    between = TEXT.split(claims.BEGIN)[1].split(claims.END)[0].strip()
+    assert between == claims.markdown(claims.findings("laptop"))
 
 
 def test_its_table_is_the_books():

@@ -1,0 +1,256 @@
+"""What is said of the grid's runs: hand-made records with known answers, unfinished and missing runs, verdicts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from genreward import behaviour, claims, evidence, experiments, figures, files, profiles, results, training
+from genreward.errors import InputError
+from genreward.experiments import Arm, Experiment
+from genreward.training import Run
+
+TASKS = ("reach", "drawer-close")
+TRIAL = Experiment("easy", "Fig. 5, easy tasks", "", TASKS,
+                   (Arm("sparse"), Arm("genreward_sound"), Arm("genreward_sound", (("reward.sound_alpha", 0.0),)),
+                    Arm("fb_zero_shot")))
+
+
+@pytest.fixture
+def tiny(root, monkeypatch):
+    profile = replace(profiles.get_profile("smoke"), name="tiny")
+    monkeypatch.setitem(profiles.PROFILES, "tiny", profile)
+    monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=768, seeds=3))
+    declared = experiments.experiments
+    monkeypatch.setattr(experiments, "experiments", lambda profile: declared(profile) | {"easy": TRIAL})
+    return profile
+
+
+def record(run, values, length=256, **more):
+    """A run's record with those returns at every `length` steps (at step 0 for F and B's own policy)."""
+    steps = [0] if run.agent == "zero_shot" else [length * (k + 1) for k in range(len(values))]
+    rows = [{"experiment": "tiny", "method": run.label, "task": run.task, "seed": run.seed, "step": step,
+             "metric": metric, "value": value} for step, ret in zip(steps, values, strict=True)
+            for metric, value in (("return", ret), ("success", float(ret > 100)))]
+    results.write_run(profiles.paths("tiny").runs, run.run_id, rows, {"steps": steps[-1], "seconds": 1.0, **more})
+
+
+def runs(task, method, variant=""):
+    return [run for run in TRIAL.runs("tiny") if (run.task, run.method, run.variant) == (task, method, variant)]
+
+
+def test_students_interval_of_a_handful():
+    found = evidence.mean_interval([1.0, 2.0, 6.0])
+    low, high = stats.t.interval(0.95, 2, loc=3.0, scale=stats.sem([1.0, 2.0, 6.0]))
+    assert found == pytest.approx((3.0, low, high, 3))
+    one = evidence.mean_interval([4.0])
+    assert one.value == 4 and np.isnan(one.low) and one.n == 1 and evidence.mean_interval([]).n == 0
+
+
+def test_only_finished_runs_count_and_only_up_to_the_length_asked_for(tiny):
+    first, second, third = runs("reach", "sparse")
+    record(first, [1.0, 2.0, 3.0])
+    record(second, [1.0, 2.0, 5.0, 900.0])  # went on for another figure
+    record(third, [7.0, 8.0])  # is not there yet
+    found = evidence.summary("tiny", "easy").set_index(["task", "curve"])
+    assert len(found) == 8 and found.index.is_unique
+    row = found.loc[("reach", "Sparse reward")]
+    assert (row["value"], row["n"], row["wanted"], row["steps"], row["success"]) == (4.0, 2, 3, 768, 0.0)
+    assert found.loc[("drawer-close", "Sparse reward"), "n"] == 0
+    assert np.isnan(found.loc[("drawer-close", "Sparse reward"), "value"])
+    assert evidence.rows("tiny", "easy")["step"].max() == 768
+    standing = evidence.standing("tiny", ["easy"]).iloc[0]
+    assert (standing["runs"], standing["done"], standing["command"]) == (
+        24, 2, "make results PROFILE=tiny ONLY=easy")
+
+
+def test_a_zero_shot_policy_stands_beside_the_others_without_cutting_their_curves(tiny):
+    for run in runs("reach", "fb_zero_shot") + runs("reach", "sparse"):
+        record(run, [50.0] if run.agent == "zero_shot" else [1.0, 2.0, 3.0 + run.seed])
+    found = evidence.summary("tiny", "easy").set_index(["task", "curve"])["value"]
+    assert found["reach", "Sparse reward"] == 4 and found["reach", "FB policy, zero-shot"] == 50
+
+
+def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
+    given = {"sparse": [10.0, 12.0, 11.0], "genreward_sound": [20.0, 23.0, 26.0]}
+    for method, values in given.items():
+        for run, value in zip(runs("reach", method), values, strict=True):
+            record(run, [0.0, 0.0, value])
+    for run, value in zip(runs("reach", "genreward_sound", "+sound_alpha-0.0"), [9.0, 11.0, 13.5], strict=True):
+        record(run, [0.0, 0.0, value])
+    found = evidence.contrasts("tiny", "easy").set_index("curve")
+    best = found.loc["GenReward (every step, buffer targets)"]
+    wanted = stats.ttest_ind(given["genreward_sound"], given["sparse"], equal_var=False).confidence_interval(0.95)
+    assert best["value"] == pytest.approx(12.0) and (best["low"], best["high"]) == pytest.approx(tuple(wanted))
+    assert evidence.verdict(best) == "better" and best["control"] == "Sparse reward"
+    assert evidence.verdict(found.loc["without the video-level reward"]) == "open"
+    against = evidence.contrasts("tiny", "easy", "GenReward (every step, buffer targets)").set_index("curve")
+    assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
+
+
+def test_curves_have_the_names_of_what_they_change():
+    names = {(): "Dense reward", (("reward.sound_beta", 0.0),): "without the FB reward",
+             (("reward.sound_alpha", 3.0),): "alpha = 3", (("goal", "camera"),): "imagined, other camera",
+             (("fb.action_aware", False),): "F without the action", (("fb.encoder", "siglip2"),): "psi: siglip2"}
+    for changes, name in names.items():
+        method = "genreward_sound_dense" if changes else "dense"
+        assert evidence.curve_name(Run("reach", method, changes=changes)) == name
+    distracted = Run("walker-walk", "dense", changes=(("distraction", "all-easy-dynamic"),))
+    assert evidence.curve_name(distracted) == "Dense reward, distracted (all-easy-dynamic)"
+
+
+@pytest.mark.parametrize("profile", ["laptop", "paper"])
+def test_no_two_curves_of_an_experiment_share_a_name(profile):
+    for name, experiment in experiments.experiments(profile).items():
+        if name != "base":
+            curves = {(run.task, evidence.curve_name(run)): run.method + run.variant
+                      for run in experiment.runs(profile)}
+            assert len(curves) == len({(run.task, run.method, run.variant) for run in experiment.runs(profile)}), name
+
+
+def test_the_papers_number_stands_beside_the_method_that_it_is_of(tiny):
+    table = pd.DataFrame({"task": ["bin-picking"] * 3 + ["pick-place"], "variant": ["", "", "+alpha-0.1", ""],
+                          "method": ["genreward_dense", "genreward_sound_dense", "genreward_dense", "dense"]})
+    found = evidence.beside_reported(table, "Fig. 5")["reported"]
+    assert found[0] == 822 and found[1:].isna().all()
+
+
+def test_a_figure_is_drawn_of_whatever_there_is(tiny):
+    references = pd.DataFrame({"return": [5.0, 900.0], "success": [0.0, 1.0], "n": [10, 10]},
+                              index=pd.MultiIndex.from_tuples([("reach", "random"), ("reach", "expert")]))
+    for run in runs("reach", "sparse")[:2] + runs("reach", "fb_zero_shot")[:1]:
+        record(run, [50.0] if run.agent == "zero_shot" else [1.0, 2.0, 3.0 + run.seed])
+    fig = evidence.learning_figure("tiny", "easy", references)
+    reach, drawer = fig.axes[:2]
+    curve = next(line for line in reach.lines if len(line.get_xdata()) == 3)
+    assert curve.get_xdata().tolist() == [256, 512, 768] and curve.get_ydata().tolist() == [1, 2, 3.5]
+    levels = [line.get_ydata()[0] for line in reach.lines if len(line.get_xdata()) == 2]
+    assert levels == [50, 900, 5]
+    assert [text.get_text() for text in drawer.texts] == ["no run on record"] and not reach.texts
+    assert [text.get_text() for text in fig.legends[0].get_texts()][:2] == [
+        "Sparse reward (n=2)", "FB policy, zero-shot (n=1)"]
+    found = evidence.with_references(evidence.summary("tiny", "easy"), references)
+    fig = evidence.interval_figure(found, "dense return")
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels[:3] == ["reach: Random actions (n=10)", "reach: Scripted expert (n=10)", "reach: Sparse reward (n=2)"]
+    assert sum(text.get_text() == "no run on record" for text in fig.axes[0].texts) == int((found["n"] == 0).sum())
+
+
+# --- the honesty table ------------------------------------------------------------------------------------------------
+
+
+def finding(item="Fig. 5, easy tasks"):
+    return next(claim for claim in claims.CLAIMS if claim.item == item).find(profiles.get_profile("tiny"))
+
+
+def fill(task, method, values):
+    for run, value in zip(runs(task, method), values, strict=True):
+        record(run, [0.0, 0.0, value])
+
+
+def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
+    assert finding() == (claims.OPEN, "make results PROFILE=tiny ONLY=easy")
+    fill("reach", "sparse", [1.0, 1.1, 0.9])
+    fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
+    found = finding()
+    assert found.verdict == claims.OPEN and found.numbers.startswith("1 of 2 tasks so far; reach, GenReward")
+    fill("drawer-close", "sparse", [1.0, 1.1, 0.9])
+    fill("drawer-close", "genreward_sound", [9.0, 9.1, 8.9])
+    assert finding().verdict == claims.REPRODUCED and "+8 [" in finding().numbers
+    fill("drawer-close", "genreward_sound", [1.0, 1.2, 0.9])  # no different from the control
+    assert finding().verdict == claims.NOT
+
+
+def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(tiny):
+    fill("reach", "sparse", [9.0, 9.1, 8.9])
+    fill("reach", "genreward_sound", [1.0, 1.1, 0.9])
+    assert finding().verdict == claims.NOT and "-8 [" in finding().numbers
+
+
+def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
+    found = claims.findings("tiny")
+    assert len(found) == len(claims.CLAIMS) and set(found["verdict"]) == {claims.OPEN, claims.UNTESTABLE}
+    assert sum(claims.counts(found).values()) == len(found)
+    assert found.loc[found["verdict"] == claims.OPEN, "measured"].str.contains("make|python -m").all()
+
+
+def test_the_table_is_put_between_the_markers_and_nowhere_else(tiny, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    found = claims.findings("tiny")
+    claims.write(found, page)
+    claims.write(found, page)
+    assert page.read_text() == f"before\n{claims.BEGIN}\n{claims.markdown(found)}\n{claims.END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(InputError, match="must hold"):
+        claims.write(found, page)
+    assert page.read_text() == "no markers"
+
+
+# --- what agents do and are paid --------------------------------------------------------------------------------------
+
+
+def test_a_term_that_is_progress_correlates_fully_and_shares_are_of_absolute_pay():
+    states = np.zeros((6, 39), np.float32)
+    states[:, 0] = np.linspace(1.0, 0.2, 6)  # the hand comes nearer to the goal at 0
+    terms = pd.DataFrame({"env": [0, 0, 0, 0, 6.0], "near": [1.0, 2, 3, 4, 5], "far": [-1.0, -2, -3, -4, -5],
+                          "flat": [1.0, 1, 1, 1, 1]})
+    found = behaviour._measures("reach", [(states, terms, np.zeros(5, bool), 7.0)] * 2)
+    assert found["correlation_near"] == 1 and found["correlation_far"] == -1
+    assert "correlation_flat" not in found and "correlation_env" not in found  # paid evenly; paid once an episode
+    assert found["share_near"] == found["share_far"] == pytest.approx(15 / 41)
+    assert (found["paid_far"], found["payments_env"], found["return"]) == (-15, 2, 7)
+    assert 0 < found["progress_end"] == found["progress_best"] < 1
+    walker = behaviour._measures("walker-walk", [(states[:, :24], terms, np.zeros(5, bool), 7.0)])
+    assert "progress_end" not in walker and "correlation_near" not in walker
+
+
+def test_finished_runs_are_played_once_and_again_when_they_have_gone_on(tiny, monkeypatch):
+    small = replace(tiny, episode_steps=32, sac=replace(tiny.sac, hidden=(8, 8), learning_starts=16, batch=8),
+                    run=replace(tiny.run, evaluate_every=32))
+    monkeypatch.setitem(profiles.PROFILES, "tiny", small)
+    trial = replace(TRIAL, tasks=("reach",), arms=(Arm("dense"),), seeds=1)
+    monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=32))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    (run,) = experiments.grid("tiny")
+    assert behaviour.missing("tiny") == []  # nothing is finished
+    training.train_agent(run, progress=False)
+    behaviour.make("tiny", episodes=2)
+    assert behaviour.missing("tiny") == []
+    table = results.load(behaviour.folder("tiny")).set_index("metric")["value"]
+    assert table["share_env"] == 1 and table["paid_env"] == pytest.approx(table["return"], rel=1e-5)
+    assert behaviour.films("tiny")[run.run_id].shape == (8, 64, 64, 3)
+    found = evidence.paid("tiny", "easy")
+    assert found["term"].tolist() == ["env"] and found["n"].tolist() == [1]
+    references = evidence.reference_table("tiny", ["reach"])
+    assert references.loc[("reach", "expert"), "return"] > references.loc[("reach", "random"), "return"] > 0
+
+    monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=64))
+    (longer,) = experiments.grid("tiny")
+    training.train_agent(longer, progress=False)
+    assert behaviour.missing("tiny") == [longer]
+    (profiles.paths("tiny").checkpoints / f"{run.run_id}.pt").unlink()
+    assert behaviour.missing("tiny") == []  # what is known of it stays, and nothing more can be
+    with pytest.raises(InputError, match="no such checkpoint|checkpoint"):
+        training.restore(longer)
+    assert files.read_json(behaviour.folder("tiny") / f"{run.run_id}.json")["episodes"] == 2
+
+
+def test_a_policy_is_restored_as_it_was_evaluated(tiny, monkeypatch):
+    small = replace(tiny, episode_steps=32, sac=replace(tiny.sac, hidden=(8, 8), learning_starts=16, batch=8),
+                    run=replace(tiny.run, evaluate_every=32, evaluation_episodes=2))
+    monkeypatch.setitem(profiles.PROFILES, "tiny", small)
+    run = Run("reach", "dense", "sac", 0, "tiny", "tiny", steps=64)
+    table = results.read_run(training.train_agent(run, progress=False))
+    last = table[(table["step"] == 64) & (table["metric"] == "return")]["value"].item()
+    act, env = training.restore(run)
+    env.close()
+    again = training.evaluate(act, "reach", run.seed * 1000 + 2, 2, 32)
+    assert again["return"] == last
+
+
+def test_labels_have_colours():
+    assert all(evidence._plain(method) in figures.METHOD_COLOURS for method in training.METHODS
+               if method not in ("video", "frame"))
