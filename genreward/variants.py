@@ -14,11 +14,12 @@ The sources of goal videos (Fig. 10; Tables B and C):
 | recoloured   | imagined from the start in other colours                                    | generated     |
 | expert_video | a real one: the scripted expert from the same start, the upper bound        | demonstration |
 | teleport     | the same, but in known frames the object is somewhere else (hallucinations) | demonstration |
-| random_frame | the profile's own; the goal frame drawn at random                           | as there      |
+| random_frame | the profile's own; the goal frame drawn among those that CLIP did not choose | as there      |
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,10 +136,12 @@ def _real(jump: float) -> Callable[[Profile, str], Goal]:
 
 
 def _random_frame(profile: Profile, task: str) -> Goal:
+    """A draw for each task of its own; were CLIP's choice among them, one draw could be the same goal again."""
     from .pipeline import START_SEED
 
     own = Goal.load(profiles.paths(profile).goals / task)
-    index = select_frame(own.scores, "random", np.random.default_rng(START_SEED))
+    others = np.delete(np.arange(len(own.scores)), own.index)
+    index = int(np.random.default_rng([START_SEED, zlib.crc32(task.encode())]).choice(others))
     return replace(own, index=index, selection="random",
                    provenance=own.provenance | {"goal_source": "random_frame", "clip_index": own.index})
 

@@ -54,7 +54,7 @@ def test_what_exists_is_passed_over(made, capsys):
     where = profiles.paths("smoke")
     make_all(where)
     pipeline.run("smoke")
-    assert made == ["agents"]  # each run decides for itself; the videos are for training only
+    assert made == ["agents", "behaviour"]  # each run decides for itself; the videos are for training only
     assert "goals: there already" in capsys.readouterr().out
     (where.goals / PAPER_TASKS[3] / "goal.json").unlink()
     (where.study / "scores" / "clock.npz").unlink()
@@ -77,7 +77,7 @@ def test_videos_are_wanted_only_for_training(made):
 
 
 def test_an_unknown_stage_or_profile_is_refused_before_anything_is_made(made, monkeypatch, capsys):
-    valid = "agents, calibration, demos, fb, generation, goals, scorer, study, variants, " \
+    valid = "agents, behaviour, calibration, demos, fb, generation, goals, scorer, study, variants, " \
             "video_model"
     with pytest.raises(InputError, match=f"unknown stage 'goal'; valid: {valid}"):
         pipeline.run("smoke", only=("demos", "goal"))

@@ -6,6 +6,7 @@ import pytest
 from genreward import experiments, goals, pipeline, profiles, variants
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
+from genreward.tasks import PAPER_TASKS
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,14 @@ def kept(tmp_path, monkeypatch):
     return profiles.get_profile("smoke"), goal
 
 
-def test_the_random_frame_is_of_the_same_video_and_always_the_same(kept):
+def test_the_random_frame_is_another_one_of_the_same_video_and_always_the_same(kept, monkeypatch):
     profile, own = kept
+    monkeypatch.setattr(goals.Goal, "load", lambda path: own)
     first, second = (variants.SOURCES["random_frame"](profile, "pick-place") for _ in range(2))
     assert (first.video == own.video).all() and first.index == second.index
     assert first.selection == "random" and first.provenance["clip_index"] == 8
+    drawn = {variants.SOURCES["random_frame"](profile, task).index for task in PAPER_TASKS}
+    assert len(drawn) > 1 and 8 not in drawn  # each task has a draw of its own, and none is CLIP's choice again
 
 
 def test_real_videos_are_marked_and_say_where_they_are_false(kept):
