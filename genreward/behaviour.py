@@ -27,7 +27,6 @@ from .tasks import get_task
 from .training import Run
 from .trajectory import uniform_indices
 
-EPISODES = 10
 FILM_FRAMES = 8
 SEED = 77_000  # of the episodes, far from those of the runs' own evaluations
 
@@ -37,8 +36,9 @@ def folder(profile: str | Profile) -> Path:
     return profiles.paths(profile).results / "behaviour"
 
 
-def record(run: Run, episodes: int = EPISODES) -> Path:
-    """Play a finished run's policy and write what it did and was paid; returns the table.
+def record(run: Run, episodes: int | None = None) -> Path:
+    """Play a finished run's policy (None: as many episodes as an evaluation has) and write what it did and was paid;
+    returns the table.
 
     Rows (step: the run's): return, success, progress_end, progress_best (means over the episodes); for each term
     paid_<term> (sum of an episode, mean), share_<term> (of the absolute sum of all terms), payments_<term> (how many
@@ -47,6 +47,7 @@ def record(run: Run, episodes: int = EPISODES) -> Path:
     without a measure of progress. InputError when the checkpoint is not here.
     """
     profile = training.check_run(run)
+    episodes = profile.run.evaluation_episodes if episodes is None else episodes
     act, env = training.restore(run, split="eval", seed=SEED)
     played, film = [], []
     try:
@@ -108,7 +109,7 @@ def digest(run: Run) -> str:
     return files.digest(files.read_json(profiles.paths(run.profile).runs / f"{run.run_id}.json").get("rows", ""))
 
 
-def record_references(profile: str | Profile, task: str, episodes: int = 2 * EPISODES) -> Path:
+def record_references(profile: str | Profile, task: str, episodes: int = 20) -> Path:
     """Play random actions and, on Meta-World, the scripted expert: results/<profile>/references/<task>.csv, with a row
     of return and success for each policy and episode (its number is the seed)."""
     profile = profiles.get_profile(profile)
@@ -147,7 +148,7 @@ def missing(profile: str | Profile, only: Sequence[str] | None = None) -> list[R
     return left
 
 
-def make(profile: str | Profile, only: Sequence[str] | None = None, episodes: int = EPISODES) -> None:
+def make(profile: str | Profile, only: Sequence[str] | None = None, episodes: int | None = None) -> None:
     """Record what is not on record yet: the references of each task that has runs, and every finished run whose
     checkpoint is here. A grid that was not begun has nothing to say yet."""
     profile = profiles.get_profile(profile)
@@ -170,9 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(experiments.experiments("laptop")))
-    parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--episodes", type=int, help="default: as many as an evaluation has")
     arguments = parser.parse_args()
-    if arguments.episodes < 1:
+    if arguments.episodes is not None and arguments.episodes < 1:
         raise InputError(f"episodes must be at least 1, got {arguments.episodes}")
     make(arguments.profile, arguments.only, arguments.episodes)
 

@@ -626,9 +626,12 @@ class TokenReward(RewardModel):
         found = self.model.statistics.get(name)
         if found is None:
             known = ", ".join(sorted(self.model.statistics)) or "none yet"
+            if not name:
+                raise InputError(f"reward {self.name!r} pays by statistics of the task, and the episode does not say "
+                                 f"which one it is of; give task=... when it is made (it has: {known})")
             raise InputError(f"reward {self.name!r} has no statistics of task {name!r} (it has: {known}); compute them "
                              f"with: python -m genreward.rewards.{self.module} statistics --profile PROFILE --tasks "
-                             f"{name or 'TASK'}")
+                             f"{name}")
         return float(found["mean"]), float(found["std"])
 
     def reset(self, history: History) -> None:
