@@ -241,3 +241,26 @@ def test_two_processes_finetune_one_lora(hub, tmp_path):
     checkpoint = torch.load(out / "checkpoint_finetune.pt", weights_only=True)
     assert {int(state["step"]) for state in checkpoint["optimiser"]["state"].values()} == {3}
     assert VideoModel.load(hub / "cogvideox", lora=out).transformer.peft_config
+
+
+def test_other_suites_go_the_whole_way_from_goal_to_paid_agent(hub, root, monkeypatch):
+    """Goals, exploration, F and B, and an agent's episode on Adroit's door and walker-walk: other observations, other
+    lengths of action and episode than Meta-World's."""
+    from genreward import training
+
+    profile = tiny_paper(hub)
+    profile = replace(profile, run=replace(profile.run, fb_tasks=("door", "walker-walk"), tasks=("door",)))
+    monkeypatch.setattr(encoders, "DINOV3", str(hub / "dinov3"))
+    monkeypatch.setattr(pipeline, "PAPER_TASKS", ("door",))
+    monkeypatch.setattr(estimates, "compact", lambda profile: "estimate")
+    monkeypatch.setitem(profiles.PROFILES, "paper", profile)
+    pipeline.run("paper", only=("video_model", "goals", "fb"))
+    for task, actions, chunk in (("door", 28, 200), ("walker-walk", 6, 500)):
+        goal = Goal.load(profiles.paths(profile).goals / task)
+        assert goal.video.shape == (17, 32, 32, 3) and goal.provenance["task"] == task
+        run = training.Run(task, "genreward_sound", "sac", 0, "paper", "paper", chunk)
+        assert training.load_parts(run, training.check_run(run))["fb"].action_dim == actions
+    run = training.Run("door", "genreward_sound", "sac", 0, "paper", "paper", 200,
+                       (("distraction", "all-easy-dynamic"),))
+    values = results.read_run(training.train_agent(run, progress=False)).set_index("metric")["value"]
+    assert values["share_video"] > 0 < values["share_frame"]
