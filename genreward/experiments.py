@@ -9,6 +9,7 @@ command, on one machine or several that share a folder, the grid goes on and end
     python -m genreward.experiments list --profile laptop --only fig9   # and each run that is not done
     python -m genreward.experiments run --profile laptop --only fig9    # make what is missing
     python -m genreward.experiments run --only easy --tasks reach --methods dense sparse   # a part of it
+    python -m genreward.experiments vouch --profile laptop              # does changed code still give the same numbers?
     RAY_ADDRESS=... python -m genreward.experiments run --executor ray  # the same on a cluster that shares a folder
 """
 
@@ -18,17 +19,18 @@ import argparse
 import functools
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import joblib
 
-from . import errors, files, locks, profiles, training
+from . import errors, files, locks, profiles, results, training
 from .errors import InputError
 from .execution import EXECUTORS, OnProgress, execute, read_status, span
 from .profiles import Profile
@@ -412,14 +414,68 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Par
         raise InputError("; ".join(wrong))
 
 
+# --- after the code has changed ---------------------------------------------------------------------------------------
+
+
+def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING) -> list[dict[str, Any]]:
+    """Find out whether records that only other code stands against would be the same today, and say so in them.
+
+    Such records are taken together by agent, method and the code that made them. Of each group one run (the lowest
+    seed) is made again from nothing up to its first evaluation, beside the record and without touching it. Where every
+    number but the seconds is equal, bit for bit, all records and checkpoints of the group are given today's code; the
+    old one stays among `earlier_code`, and `vouched` names the run and the steps that were compared. Where one is not,
+    nothing is changed. Another machine or library may round otherwise: then a difference says nothing about the code.
+
+    One line a group: runs, made (the run made again), same, why (what differs, else "").
+    """
+    profile = profiles.get_profile(profile)
+    groups: dict[tuple, list[Run]] = {}
+    for run in grid(profile, only, part):
+        path = profiles.paths(profile).runs / f"{run.run_id}.json"
+        if standing(run).state != "stale" or training.examine(run, accept_code=True)[0] not in ("done", "partial"):
+            continue
+        code = files.read_json(path)["identity"].get("code", {})
+        groups.setdefault((run.agent, run.method, files.digest(code)), []).append(run)
+    lines = []
+    for runs in groups.values():
+        one = min(runs, key=lambda run: (run.seed, run.variant, run.task))
+        print(f"{one.run_id}: made again up to its first evaluation", flush=True)
+        why = _difference(one)
+        for run in runs if not why else ():
+            training.adopt(run, one.run_id)
+        lines.append({"runs": len(runs), "made": one.run_id, "same": not why, "why": why})
+        said = f"differs: {why}" if why else f"the same; records that have today's code now: {len(runs)}"
+        print(f"  {said}", flush=True)
+    return lines
+
+
+def _difference(run: Run) -> str:
+    """What of a run's first evaluation is not as on record when it is made again: "" where all is."""
+    profile = training.check_run(run)
+    kept = results.read_run(profiles.paths(profile).runs / f"{run.run_id}.csv")
+    first = int(kept["step"].min())
+    again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else first)
+    checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.unlink(missing_ok=True)
+        try:
+            made = results.read_run(training.train_agent(again, progress=False, folder=Path(folder)))
+        finally:
+            checkpoint.unlink(missing_ok=True)
+    old, new = ({row.metric: row.value for row in table.itertuples() if row.step == first and row.metric != "seconds"}
+                for table in (kept, made))
+    return "; ".join(f"{metric} at step {first}: {old.get(metric)} on record, {new.get(metric)} now"
+                     for metric in sorted(old.keys() | new.keys()) if old.get(metric) != new.get(metric))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("list", "run"))
+    parser.add_argument("command", choices=("list", "run", "vouch"))
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(experiments("laptop")))
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="run: only these tasks of the experiments")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run: only these methods")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run: only these seeds")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="run, vouch: only these tasks of the experiments")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run, vouch: only these methods")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run, vouch: only these seeds")
     parser.add_argument("--jobs", type=int, help="runs at once on this machine (default: one a core)")
     parser.add_argument("--executor", default="joblib", choices=EXECUTORS, help="ray: the cluster at RAY_ADDRESS")
     parser.add_argument("--accept-code", action="store_true",
@@ -432,7 +488,13 @@ def main() -> None:
         show(*overview(arguments.profile, arguments.only, arguments.jobs, arguments.accept_code),
              detail=arguments.only is not None)
         return
-    make(arguments.profile, arguments.only, part=Part(arguments.tasks, arguments.methods, arguments.seeds),
+    part = Part(arguments.tasks, arguments.methods, arguments.seeds)
+    if arguments.command == "vouch":
+        found = vouch(arguments.profile, arguments.only, part)
+        if different := [line["made"] for line in found if not line["same"]]:
+            raise InputError(f"not the same any more: {', '.join(different)}; their records are as they were")
+        return
+    make(arguments.profile, arguments.only, part=part,
          jobs=arguments.jobs, executor=arguments.executor, accept_code=arguments.accept_code, redo=arguments.redo,
          tensorboard=arguments.tensorboard, every=arguments.every)
 

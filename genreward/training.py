@@ -793,6 +793,27 @@ def _write(folder: Path, run: Run, rows: list[dict[str, Any]], me: dict[str, Any
                              {**results.provenance(seconds=seconds), "identity": me, "steps": taken, **more})
 
 
+def adopt(run: Run, by: str) -> None:
+    """Give a run's record and checkpoint today's code, which was found to give the same numbers when `by` was made
+    again (`experiments.vouch`). The code before stays among `earlier_code`; `vouched` says when it was compared."""
+    profile = check_run(run)
+    where, me = profiles.paths(profile), identity(run, profile)
+    with locks.hold(locks.of_run(run)):
+        path = where.runs / f"{run.run_id}.json"
+        kept = files.read_json(path)
+        earlier = [*kept.get("earlier_code", []), kept["identity"].get("code", {})]
+        vouched = [*kept.get("vouched", []), {"by": by, "commit": results.commit()[0]}]
+        checkpoint = where.checkpoints / f"{run.run_id}.pt"
+        if checkpoint.is_file():
+            state = read_checkpoint(checkpoint)
+            state["earlier_code"] = [*state.get("earlier_code", []), state["identity"].get("code", {})]
+            state["identity"]["code"] = me["code"]
+            with files.atomic_path(checkpoint) as temporary:
+                torch.save(state, temporary)
+        files.write_json(path, {**kept, "identity": {**kept["identity"], "code": me["code"]}, "earlier_code": earlier,
+                                "vouched": vouched})
+
+
 def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False, absent: Iterable[str] = ()) -> None:
     """A `Stale` that names each difference between a record's identity and this run's; none of code if accepted, and
     none of inputs that are `absent`."""

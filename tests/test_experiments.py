@@ -410,3 +410,60 @@ def test_a_part_of_the_grid_is_what_was_named_and_a_name_that_is_not_in_it_is_re
         experiments.grid("laptop", ["easy"], experiments.Part(tasks=["pick-place"]))
     with pytest.raises(InputError, match="unknown seed of these experiments: 7; valid: 0, 1, 2"):
         experiments.grid("laptop", ["easy"], experiments.Part(seeds=[7]))
+
+
+# --- after the code has changed ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_records(tiny, monkeypatch):
+    """The tiny grid, really trained, and then a code that differs in its digest."""
+    for run in experiments.grid("tiny", ["base"]):
+        training.train_agent(run, progress=False)
+    digests = code_identity.digests
+    monkeypatch.setattr(code_identity, "digests", lambda roots: {**digests(roots), "envs": "another"})
+    assert {experiments.standing(run).state for run in experiments.grid("tiny", ["base"])} == {"stale"}
+    return tiny
+
+
+def kept_of(run):
+    return files.read_json(profiles.paths("tiny").runs / f"{run.run_id}.json")
+
+
+def test_records_of_a_code_that_still_gives_their_numbers_are_todays_again(old_records):
+    before = {run.run_id: kept_of(run) for run in experiments.grid("tiny", ["base"])}
+    found = experiments.vouch("tiny", ["base"])
+    assert [(line["runs"], line["made"], line["same"]) for line in found] == [
+        (2, "tiny-reach-sac-dense-s0", True), (2, "tiny-reach-sac-sparse-s0", True)]
+    for run in experiments.grid("tiny", ["base"]):
+        assert experiments.standing(run).state == "done"
+        now, then = kept_of(run), before[run.run_id]
+        assert now["identity"]["code"]["envs"] == "another" and now["earlier_code"] == [then["identity"]["code"]]
+        assert now["vouched"][0]["by"] == f"tiny-reach-sac-{run.method}-s0" and now["rows"] == then["rows"]
+    assert experiments.vouch("tiny", ["base"]) == []  # nothing is left to ask
+    assert not list(profiles.paths("tiny").checkpoints.glob("vouch-*"))
+    assert not list(profiles.paths("tiny").runs.glob("vouch-*"))
+    longer = run_of(steps=128)  # the checkpoint goes on under today's code, without being told to accept another
+    table = results.read_run(training.train_agent(longer, progress=False))
+    assert table["step"].max() == 128 and kept_of(longer)["earlier_code"]
+
+
+def test_records_whose_numbers_are_others_now_stay_as_they_are(old_records, monkeypatch, capsys):
+    evaluate = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *given: {
+        name: value + 1e-9 for name, value in evaluate(*given).items()})
+    before = {run.run_id: kept_of(run) for run in experiments.grid("tiny", ["base"])}
+    found = experiments.vouch("tiny", ["base"], part=experiments.Part(methods=["dense"]))
+    assert len(found) == 1 and not found[0]["same"] and found[0]["why"].startswith("return at step 32: ")
+    assert "differs: return at step 32" in capsys.readouterr().out
+    assert {run.run_id: kept_of(run) for run in experiments.grid("tiny", ["base"])} == before
+
+
+def test_other_numbers_or_files_are_nothing_that_a_comparison_of_code_could_excuse(old_records):
+    run = run_of()
+    kept = kept_of(run)
+    kept["identity"]["numbers"]["sac"] = "another"
+    files.write_json(profiles.paths("tiny").runs / f"{run.run_id}.json", kept)
+    made = experiments.vouch("tiny", ["base"], part=experiments.Part(methods=["dense"]))
+    assert [(line["runs"], line["made"]) for line in made] == [(1, "tiny-reach-sac-dense-s1")]
+    assert experiments.standing(run).state == "stale"
