@@ -441,3 +441,27 @@ def test_with_the_real_small_classes():
     paid = sound.score_terms(episode)
     assert paid["video"][7] == pytest.approx(1, abs=1e-6)
     assert abs(paid["frame"].mean()) < 1e-3 and paid["frame"].std() == pytest.approx(1, abs=1e-3)
+
+
+def test_online_the_history_knows_the_environments_task():
+    """Rewards that depend on the task (its statistics, its text) must read the same name online as offline."""
+    from genreward.envs import make_env
+
+    class Names(rewards.RewardModel):
+        properties = rewards.RewardProperties(True, False, False, "-")
+
+        def terms(self, history, t):
+            return {"length": float(len(history.task))}
+
+    seen = []
+    env = rewards.GoalRewardEnv(make_env("reach", episode_steps=2), Names())
+    env.reset()
+    seen.append(env.history.task)
+    for said, inner, name in (({"task": "from info"}, "other", "from info"), ({}, "named", "named"), ({}, None, "")):
+        plain = gymnasium.make("CartPole-v1").unwrapped
+        plain.task = inner
+        plain.reset = lambda seed=None, options=None, said=said: (np.zeros(4, np.float32), said)
+        wrapped = rewards.GoalRewardEnv(plain, Names(), episode_steps=5)
+        wrapped.reset()
+        assert wrapped.history.task == name
+    assert seen == ["reach"]

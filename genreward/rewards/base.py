@@ -318,7 +318,7 @@ class GoalRewardEnv(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode (and render its first frame where the reward model asks for it)."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self.history = History(self.steps, str(info.get("task", "")))
+        self.history = History(self.steps, self._task(info))
         self.history.start(deepcopy(observation), self._frame(0))
         self.episode_terms = {}
         self.reward_model.reset(self.history)
@@ -358,6 +358,11 @@ class GoalRewardEnv(gymnasium.Wrapper):
         self.episode_terms = state["episode_terms"]
         self.ledger.load_state_dict(state["ledger"])
         self.reward_model.load_state_dict(state["reward_model"])
+
+    def _task(self, info: dict[str, Any]) -> str:
+        """The task's name: what `reset` says in `info["task"]`, else the environment's `task` or its name; else ""."""
+        task = info.get("task") or getattr(self.env.unwrapped, "task", "")
+        return task if isinstance(task, str) else str(getattr(task, "name", ""))
 
     def _frame(self, t: int) -> np.ndarray | None:
         if not self.reward_model.needs_frame(t, self.steps):
