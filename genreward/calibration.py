@@ -498,15 +498,13 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("task", "features", "fb_ta
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, once, what notebook 05 shows; results/<profile>/calibration and results/<profile>/fb."""
-    from .pipeline import fb_tasks
-
     parser = argparse.ArgumentParser(prog="python -m genreward.calibration", description=main.__doc__)
     parser.add_argument("what", choices=sorted(MEASURES))
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
-    parser.add_argument("--tasks", nargs="+", default=None, help="default: the profile's fb_tasks")
+    parser.add_argument("--tasks", nargs="+", default=None, help="default: the profile's measured tasks")
     parser.add_argument("--features", nargs="+", default=list(FEATURES), help=", ".join(FEATURES))
     options = parser.parse_args(arguments)
-    tasks = options.tasks or fb_tasks(profiles.get_profile(options.profile))
+    tasks = options.tasks or profiles.measured_tasks(profiles.get_profile(options.profile))
     for path in record(options.profile, options.what, tasks, options.features):
         print(path.name, flush=True)
 

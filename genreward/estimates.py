@@ -368,11 +368,6 @@ def require_device(profile: Profile) -> None:
                          f"genreward.estimates --profile {profile.name})")
 
 
-def _fb_tasks(profile: Profile) -> set[str]:
-    """The tasks that F and B are trained for."""
-    return {*profile.run.tasks, *profile.run.fb_tasks}
-
-
 def _finetuning_clips(profile: Profile) -> int:
     """Expert clips that the LoRA learns from."""
     from .tasks import DOMAIN_TASKS, PRETRAIN_TASKS
@@ -402,7 +397,7 @@ def _video_stages(profile: Profile, measured: dict[str, float]) -> list[Stage]:
     work = passes * ((2 + checkpointed) * linear + (3 + checkpointed) * attention)
     guided = 2 if video.guidance > 1 else 1
     one = video.inference_steps * guided * (linear + attention)
-    goals, starts = len({*PAPER_TASKS, *_fb_tasks(profile)}), len(PAPER_TASKS) * profile.data.test_episodes
+    goals, starts = len({*PAPER_TASKS, *profiles.fb_tasks(profile)}), len(PAPER_TASKS) * profile.data.test_episodes
     stages = []
     if video.pretrained is not None:
         rates = card_rates()
@@ -451,7 +446,7 @@ def stages(profile: str | Profile, measure: bool = True) -> list[Stage]:
                        fb.exploration_steps * (2 * fb.components + ACTIONS + 78) * 4.0,
                        {"here": fb.updates * measure_fb(fb, device)} if measure else {},
                        f"measured on this machine's {device}" if measure else "not known: not measured",
-                       len(_fb_tasks(profile))))
+                       len(profiles.fb_tasks(profile))))
 
     counts = dreamer_counts(dreamer, profile.image_size)
     updates = round(profile.run.dreamer_steps * dreamer.train_ratio / (dreamer.batch * dreamer.length))

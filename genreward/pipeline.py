@@ -206,7 +206,7 @@ def make_goals(profile: Profile) -> None:
 
     where = profiles.paths(profile)
     model, scorer = load_video_model(profile), load_scorer(profile)
-    for name in sorted({*PAPER_TASKS, *fb_tasks(profile)}):
+    for name in sorted({*PAPER_TASKS, *profiles.fb_tasks(profile)}):
         if (where.goals / name / "goal.json").is_file():
             continue
         task = get_task(name)
@@ -254,11 +254,6 @@ def load_encoder(profile: str | Profile, fitted: bool = True) -> object:
                        components=profile.fb.components, pca=profiles.paths(profile).psi if fitted else None)
 
 
-def fb_tasks(profile: Profile) -> tuple[str, ...]:
-    """The tasks that F and B are trained for."""
-    return tuple(dict.fromkeys((*profile.run.tasks, *profile.run.fb_tasks)))
-
-
 def explorer(task: str) -> Callable | None:
     """How the task is explored: on Meta-World near the object, elsewhere (None) by random actions that are held."""
     from .forward_backward import near_object_policy
@@ -303,6 +298,11 @@ def normalise(profile: Profile, replay: dict[str, np.ndarray], encoder: object, 
     files.write_json(path, sound.state_dict())
 
 
+def _trained(where: profiles.Paths, task: str) -> bool:
+    """Whether F, B and their normaliser are there; a clone may have the normaliser alone, weights being large."""
+    return all((where.fb / f"{task}{ending}").is_file() for ending in (".pt", "-normaliser.json"))
+
+
 def make_fb(profile: Profile) -> None:
     """F, B and pi_z of each task from task-free exploration ("buffer" targets), psi's principal axes, shared by all
     tasks, and the normaliser of the frame-level reward."""
@@ -310,11 +310,11 @@ def make_fb(profile: Profile) -> None:
 
     where = profiles.paths(profile)
     if not where.psi.is_file():
-        load_encoder(profile, fitted=False).fit(exploratory_frames(profile, fb_tasks(profile))).save(
+        load_encoder(profile, fitted=False).fit(exploratory_frames(profile, profiles.measured_tasks(profile))).save(
             where.psi, np.float16)
     encoder = load_encoder(profile)
-    for name in fb_tasks(profile):
-        if (where.fb / f"{name}-normaliser.json").is_file():
+    for name in profiles.fb_tasks(profile):
+        if _trained(where, name):
             continue
         replay = exploration(profile, name, encoder)
         if not (where.fb / f"{name}.pt").is_file():  # it does not depend on the goal, the normaliser does
@@ -338,7 +338,7 @@ def make_calibration(profile: Profile) -> None:
     from .calibration import MEASURES, record
 
     for what in MEASURES:
-        record(profile, what, fb_tasks(profile))
+        record(profile, what, profiles.measured_tasks(profile))
 
 
 def make_study(profile: Profile) -> None:
@@ -390,11 +390,12 @@ def missing(stage: str, profile: Profile) -> bool:
     if stage == "scorer":
         return profile.clip.pretrained is None and not where.scorer.is_dir()
     if stage == "goals":
-        return any(not (where.goals / name / "goal.json").is_file() for name in (*PAPER_TASKS, *fb_tasks(profile)))
+        wanted = (*PAPER_TASKS, *profiles.fb_tasks(profile))
+        return any(not (where.goals / name / "goal.json").is_file() for name in wanted)
     if stage == "generation":
         return not (where.results / "generation.csv").is_file()
     if stage == "fb":
-        return any(not (where.fb / f"{name}-normaliser.json").is_file() for name in fb_tasks(profile))
+        return not all(_trained(where, name) for name in profiles.fb_tasks(profile))
     if stage == "variants":
         from . import variants
 
@@ -403,7 +404,7 @@ def missing(stage: str, profile: Profile) -> bool:
         from .calibration import FEATURES, FOLDERS, run_name
 
         return any(not (where.results / folder / f"{run_name(what, name, one)}.csv").is_file()
-                   for what, folder in FOLDERS.items() for name in fb_tasks(profile) for one in FEATURES)
+                   for what, folder in FOLDERS.items() for name in profiles.measured_tasks(profile) for one in FEATURES)
     if stage == "study":
         from . import reward_study
 

@@ -170,7 +170,11 @@ class RunConfig:
     sac_steps: int = 20_480
     dreamer_steps: int = 10_240
     tasks: tuple[str, ...] = ("pick-place",)
-    fb_tasks: tuple[str, ...] = ("pick-place", "reach", "drawer-close")  # that F and B are trained for, `tasks` besides
+    # F and B are trained, psi is fitted and their calibration is measured on these, and on `tasks`
+    fb_tasks: tuple[str, ...] = ("pick-place", "reach", "drawer-close")
+    # the grid's other tasks: F and B are trained for them too
+    grid_tasks: tuple[str, ...] = ("push", "door-open", "button-press", "pick-out-of-hole", "bin-picking",
+                                   "shelf-place", "disassemble", "walker-walk", "door")
     methods: tuple[str, ...] = ("dense", "sparse", "genreward", "genreward_sound")
     agents: tuple[str, ...] = ("sac", "dreamer")
     evaluate_every: int = 5120
@@ -217,7 +221,7 @@ PROFILES: dict[str, Profile] = {
         sac=SACConfig(hidden=(32, 32), learning_starts=128, buffer_size=2000, batch=32),
         dreamer=DreamerConfig(deter=64, hidden=32, units=32, categoricals=4, classes=4, layers=1, blocks=4, batch=4,
                               length=8, imagine_last=4, horizon=5, train_ratio=1.0, prefill=128, warmup=5),
-        run=RunConfig(fb_tasks=("pick-place",), sac_steps=768, dreamer_steps=512, evaluate_every=256,
+        run=RunConfig(fb_tasks=("pick-place",), grid_tasks=(), sac_steps=768, dreamer_steps=512, evaluate_every=256,
                       evaluation_episodes=1, seeds=1, fb_train_until=512, prefill=128),
     ),
     "laptop": _LAPTOP,
@@ -261,6 +265,16 @@ def get_profile(name: str | Profile) -> Profile:
     if name not in PROFILES:
         raise errors.unknown("profile", name, PROFILES)
     return PROFILES[name]
+
+
+def measured_tasks(profile: Profile) -> tuple[str, ...]:
+    """The tasks on which psi is fitted and F and B are measured."""
+    return tuple(dict.fromkeys((*profile.run.tasks, *profile.run.fb_tasks)))
+
+
+def fb_tasks(profile: Profile) -> tuple[str, ...]:
+    """The tasks that F and B are trained for."""
+    return tuple(dict.fromkeys((*measured_tasks(profile), *profile.run.grid_tasks)))
 
 
 @dataclass(frozen=True)

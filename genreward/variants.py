@@ -162,12 +162,11 @@ def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[st
     value) of F and B with another setting ("fb.encoder", "fb.action_aware"). Only of tasks that F and B are trained
     for, and of F and B that are trained beforehand."""
     from .experiments import grid
-    from .pipeline import fb_tasks
 
     profile = profiles.get_profile(profile)
     goals, settings = {}, {}
     for run in grid(profile):
-        if run.task not in fb_tasks(profile):
+        if run.task not in profiles.fb_tasks(profile):
             continue
         for name, value in run.changes:
             if name == "goal":
@@ -180,18 +179,26 @@ def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[st
     return list(goals), list(settings)
 
 
-def _products(profile: Profile) -> dict[Path, tuple[str, ...]]:
-    """Each file that says that a variant is there -> (task, source) or (task, setting, value)."""
+def _left(profile: Profile) -> dict[Path, tuple[Any, ...]]:
+    """The normalisers of the variants that are still to be made -> (task, source) or (task, setting, value). F and B
+    with another setting are there when their weights are, which a clone may lack."""
     where = profiles.paths(profile)
     goals, settings = wanted(profile)
-    return {where.fb / f"{task}+goal-{source}-normaliser.json": (task, source) for task, source in goals} | {
-        where.fb / f"{task}+{change_name(name, value)}-normaliser.json": (task, name, value)
-        for task, name, value in settings}
+    found: dict[Path, tuple[Any, ...]] = {}
+    for task, source in goals:
+        path = where.fb / f"{task}+goal-{source}-normaliser.json"
+        if not (path.is_file() and (folder(profile, source, task) / "goal.json").is_file()):
+            found[path] = (task, source)
+    for task, name, value in settings:
+        path = where.fb / f"{task}+{change_name(name, value)}-normaliser.json"
+        if not (path.is_file() and path.with_name(path.name.replace("-normaliser.json", ".pt")).is_file()):
+            found[path] = (task, name, value)
+    return found
 
 
 def missing(profile: str | Profile) -> bool:
     """Whether a variant is still to be made."""
-    return any(not path.is_file() for path in _products(profiles.get_profile(profile)))
+    return bool(_left(profiles.get_profile(profile)))
 
 
 def make(profile: str | Profile) -> None:
@@ -200,7 +207,7 @@ def make(profile: str | Profile) -> None:
     from .pipeline import exploration, load_encoder, normalise
 
     profile = profiles.get_profile(profile)
-    left = {path: one for path, one in _products(profile).items() if not path.is_file()}
+    left = _left(profile)
     encoder = load_encoder(profile) if any(len(one) == 2 for one in left.values()) else None
     for path, (task, *which) in left.items():
         if len(which) == 2:

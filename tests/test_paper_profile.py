@@ -66,8 +66,8 @@ def tiny_paper(hub: Path) -> profiles.Profile:
                               layers=1, blocks=2, batch=2, length=4, imagine_last=None, horizon=3, replay_size=64,
                               prefill=8, warmup=0, train_ratio=2.0),
         reward=replace(PAPER.reward, interval=32),
-        run=replace(PAPER.run, fb_tasks=("reach",), tasks=("pick-place",), evaluate_every=64, evaluation_episodes=1,
-                    fb_train_until=64, prefill=32))
+        run=replace(PAPER.run, fb_tasks=("reach",), grid_tasks=(), tasks=("pick-place",), evaluate_every=64,
+                    evaluation_episodes=1, fb_train_until=64, prefill=32))
 
 
 def in_cache(cache: Path, repository: str, files_of: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from genreward import errors, pipeline, profiles, reward_study, training, variants
+from genreward import errors, experiments, pipeline, profiles, reward_study, training, variants
 from genreward.errors import InputError
 from genreward.tasks import PAPER_TASKS
 
@@ -22,10 +22,13 @@ def make_all(where, tasks=PAPER_TASKS):
     """Everything that the stages before the agents leave behind."""
     touch(where.video_model / "model_index.json", where.lora / "weights", where.scorer / "weights")
     touch(where.results / "generation.csv", *(where.goals / task / "goal.json" for task in tasks))
-    touch(*(where.fb / f"{task}-normaliser.json" for task in pipeline.fb_tasks(SMOKE)))
-    touch(*variants._products(SMOKE))
+    touch(*(where.fb / f"{task}{end}" for task in profiles.fb_tasks(SMOKE) for end in (".pt", "-normaliser.json")))
+    for path, which in variants._left(SMOKE).items():
+        touch(path, path.with_name(path.name.replace("-normaliser.json", ".pt")) if len(which) == 3
+              else variants.folder(SMOKE, which[1], which[0]) / "goal.json")
+    assert not variants.missing(SMOKE)
     touch(*(where.results / folder / f"{what.replace('-', '_')}_{task}_{features}.csv" for task in
-            pipeline.fb_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
+            profiles.measured_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
             for features in ("state", "pixels")))
     touch(*(where.study / name for name in ("trajectories.npz", "goal_frames.npz", "quality/quality.csv")))
     touch(*(where.study / "scores" / f"{name}.npz" for name in reward_study.MODELS))
@@ -126,3 +129,20 @@ def test_publishing_is_all_or_nothing(tmp_path, monkeypatch):
     assert [path.name for path in target.iterdir()] == ["old"]
     pipeline._publish(source, target)
     assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*")) == ["a", "deep", "deep/b"]
+
+
+def test_weights_that_a_clone_lacks_are_missing_though_their_normaliser_is_there(root):
+    """Large weights are not committed: the command that an error names must then make them."""
+    where = profiles.paths("smoke")
+    make_all(where)
+    assert not pipeline.missing("fb", SMOKE) and not pipeline.missing("variants", SMOKE)
+    (where.fb / "pick-place.pt").unlink()
+    next(where.fb.glob("*+encoder-*.pt")).unlink()
+    assert pipeline.missing("fb", SMOKE) and pipeline.missing("variants", SMOKE)
+
+
+def test_every_task_that_the_laptops_grid_needs_f_and_b_of_gets_them():
+    laptop = profiles.get_profile("laptop")
+    needed = {run.task for run in experiments.grid("laptop") if training.METHODS[run.method].fb == "explored"}
+    assert needed <= set(profiles.fb_tasks(laptop))
+    assert profiles.measured_tasks(laptop) == ("pick-place", "reach", "drawer-close")

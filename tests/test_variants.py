@@ -74,7 +74,8 @@ def test_real_videos_are_marked_and_say_where_they_are_false(kept):
 def test_what_the_laptops_grid_declares_can_be_made():
     wanted, encoders = variants.wanted("laptop")
     assert {source for task, source in wanted if task == "pick-place"} == set(variants.SOURCES)
-    assert sorted(encoders) == [(task, "fb.encoder", "openclip") for task in ("drawer-close", "pick-place", "reach")]
+    assert sorted(encoders) == [*((task, "fb.encoder", "openclip") for task in ("drawer-close", "pick-place", "reach")),
+                                ("walker-walk", "fb.action_aware", False)]
 
 
 def test_a_source_that_nobody_makes_is_named(monkeypatch):
