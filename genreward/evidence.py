@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from . import behaviour, comparison, experiments, figures, files, profiles, results, training
@@ -241,9 +242,10 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
                     columns: int = 3, width: float = 7.2) -> Figure:
-    """Learning curves of an experiment, a panel a task: mean over seeds and Student's 95% band, one colour a method;
-    F and B's own policy, which does not learn, as a line across; random and expert dashed. A panel without a finished
-    run says so. The legend gives n, as a range where it differs between panels.
+    """Learning curves of an experiment, a panel a task: every seed (thin), their mean and Student's 95% band; one colour a
+    method; F and B's own policy, which does not learn, as a line across; random and expert dashed. A panel without a
+    finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
+    curves: a band of two seeds, six times as wide as one of three, may leave them.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -265,17 +267,24 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
                 axis.axhline(of["value"].mean(), color=tone, linewidth=1.2, linestyle="-.")
                 continue
             curve = pd.DataFrame({step: mean_interval(at["value"])._asdict() for step, at in of.groupby("step")}).T
-            axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2, linewidth=1.2)
+            if of["seed"].nunique() > 1:
+                for _, one in of.sort_values("step").groupby("seed"):
+                    axis.plot(one["step"], one["value"], color=tone, linewidth=0.5, alpha=0.5, gid="seed")
+            axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2, linewidth=1.4)
             if curve["low"].notna().any():
-                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.15, linewidth=0)
+                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.12, linewidth=0)
         for policy, line in (("expert", "--"), ("random", ":")):
             if (task, policy) in references.index:
                 axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
                              linewidth=1)
         if here.empty:
             axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
-            axis.set_xticks([])
-        axis.set(title=task, xlabel="environment steps")
+        heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
+        room = 0.06 * max(float(np.ptp(heights)), 1e-9)
+        axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
+        steps = declared.loc[declared["task"] == task, "wanted"].max()
+        axis.set_xlim(0, 1.04 * max(steps, 1))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
     for axis in list(axes.flat)[len(tasks):]:
         axis.set_visible(False)
@@ -312,6 +321,8 @@ def interval_figure(found: pd.DataFrame, xlabel: str, lines: Mapping[str, float]
     axis.set_yticks(range(len(found)), [f"{name} (n={row.n})" for name, row in zip(names, found.itertuples(),
                                                                                    strict=True)])
     axis.set(xlabel=xlabel, ylim=(len(found) - 0.5, -0.5))
+    if not found["n"].any():
+        axis.set_xticks([])
     if lines:
         axis.legend(loc="best", fontsize=7)
     return fig

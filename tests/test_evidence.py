@@ -124,7 +124,8 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
         record(run, [50.0] if run.agent == "zero_shot" else [1.0, 2.0, 3.0 + run.seed])
     fig = evidence.learning_figure("tiny", "easy", references)
     reach, drawer = fig.axes[:2]
-    curve = next(line for line in reach.lines if len(line.get_xdata()) == 3)
+    curve = next(line for line in reach.lines if len(line.get_xdata()) == 3 and line.get_gid() != "seed")
+    assert sum(line.get_gid() == "seed" for line in reach.lines) == 2
     assert curve.get_xdata().tolist() == [256, 512, 768] and curve.get_ydata().tolist() == [1, 2, 3.5]
     levels = [line.get_ydata()[0] for line in reach.lines if len(line.get_xdata()) == 2]
     assert levels == [50, 900, 5]
