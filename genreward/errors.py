@@ -7,6 +7,7 @@ their `main` with `cli`, which prints that line and exits with status 2 instead 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -25,9 +26,15 @@ def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
 
 
 def cli(main: Callable[[], int | None]) -> None:
-    """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input or a full disk."""
+    """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input or a full disk. Whoever
+    reads its output may stop listening (`... | head`)."""
     try:
-        raise SystemExit(main() or 0)
+        status = main() or 0
+        sys.stdout.flush()
+        raise SystemExit(status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        raise SystemExit(0) from None
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
     except OSError as problem:

@@ -242,7 +242,7 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
                     columns: int = 3, width: float = 7.2) -> Figure:
-    """Learning curves of an experiment, a panel a task: every seed (thin), their mean and Student's 95% band; one colour a
+    """Learning curves of an experiment, a panel a task: each seed (thin), their mean and Student's 95% band; a colour a
     method; F and B's own policy, which does not learn, as a line across; random and expert dashed. A panel without a
     finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
     curves: a band of two seeds, six times as wide as one of three, may leave them.

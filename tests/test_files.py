@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +190,11 @@ def test_paths_follow_the_root(root):
     assert where.goals == root / "results" / "smoke" / "goals"
     assert where.checkpoints.is_relative_to(root / "build")
     assert not profiles.paths("laptop").runs.is_relative_to(where.results)
+
+
+def test_a_reader_that_stops_listening_is_no_error():
+    code = ("from genreward import errors; "
+            "errors.cli(lambda: [print('line', flush=True) for _ in range(100_000)] and None)")
+    told = subprocess.run(f"{sys.executable} -c \"{code}\" | head -1", shell=True, capture_output=True, text=True,
+                          cwd=Path(__file__).resolve().parent.parent)
+    assert (told.stdout, told.stderr) == ("line\n", "")
