@@ -26,6 +26,7 @@ from .training import Run
 SOURCE_NAMES = {"in_domain": "imagined, task known", "camera": "imagined, other camera",
                 "recoloured": "imagined, other colours", "expert_video": "a real video", "teleport":
                 "a real video, object teleports", "random_frame": "goal frame at random"}
+ZERO_SHOT = figures.label("fb_zero_shot")
 PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "genreward_dense",
                  "RoboCLIP": "roboclip_dense", "Diffusion Reward": "diffusion_reward_dense", "TADPoLe": "tadpole_dense"}
 """The paper's names of what is paid beside the dense reward -> ours."""
