@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, claims, envs, files, goals, rewards, video_model
+from genreward import book, claims, cost, envs, files, goals, rewards, video_model
 from genreward.errors import InputError
 from genreward.rewards import base
 from genreward.trajectory import Trajectory
@@ -109,3 +109,15 @@ def test_its_measured_ratio_is_the_one_on_record():
     measured = files.read_json(ROOT / "results" / "bench" / "render.json")
     assert f"drew {measured['ratio']:.0f} times as many" in TEXT and measured["size"] == 64
     assert round(measured["processor_ratio"]) == 14 and "fourteenth of the processor time" in TEXT
+
+
+def test_its_seconds_by_part_are_those_on_record():
+    kept = cost.table("laptop").set_index("method")
+    names = {"sparse reward alone": "sparse", "RoboCLIP": "roboclip", "Diffusion Reward": "diffusion_reward",
+             "TADPoLe": "tadpole", "GenReward as printed, while F and B learn": "genreward, F and B learning",
+             "the same once they are frozen": "genreward, F and B frozen", "GenReward sound": "genreward_sound"}
+    for printed, method in names.items():
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {printed} | ") and line.count("|") == 9]
+        said = [float(cell) for cell in line.split("|")[2:-1]]
+        columns = [*cost.PARTS, "total", "times_sparse"]
+        assert said == pytest.approx([kept.loc[method, column] for column in columns], abs=0.051), printed
