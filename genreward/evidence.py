@@ -53,9 +53,8 @@ def curve_name(run: Run) -> str:
             words.append(f"distracted ({value})")
         else:
             words.append(f"{part} = {value}")
-    method = figures.label(run.method.removesuffix("_dense") if run.method != "dense" else run.method)
-    return ", ".join(words) if words and all(name not in ("distraction",) for name, _ in run.changes) else \
-        ", ".join([method, *words])
+    distracted = "distraction" in dict(run.changes)  # that is no other method, but another picture
+    return ", ".join(words if words and not distracted else [figures.label(_plain(run.method)), *words])
 
 
 def members(profile: str | Profile, name: str) -> pd.DataFrame:
