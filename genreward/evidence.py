@@ -32,6 +32,10 @@ PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "g
 """The paper's names of what is paid beside the dense reward -> ours."""
 
 
+PICTURE = ("distraction", "dreamer.observation")
+"""Changes of what is seen, by agent and reward alike: a method so changed is compared with a control so changed."""
+
+
 # --- the runs of an experiment ----------------------------------------------------------------------------------------
 
 
@@ -49,17 +53,19 @@ def curve_name(run: Run) -> str:
             words.append(f"psi: {value}")
         elif name == "fb.action_aware":
             words.append("F with the action" if value else "F without the action")
+        elif name == "dreamer.observation":
+            words.append("from pictures" if value == "pixels" else "from states")
         elif name == "distraction":
             words.append(f"distracted ({value})")
         else:
             words.append(f"{part} = {value}")
-    distracted = "distraction" in dict(run.changes)  # that is no other method, but another picture
-    return ", ".join(words if words and not distracted else [figures.label(_plain(run.method)), *words])
+    alone = words and not any(name in PICTURE for name, _ in run.changes)
+    return ", ".join(words if alone else [figures.label(_plain(run.method)), *words])
 
 
 def members(profile: str | Profile, name: str) -> pd.DataFrame:
-    """Every run that an experiment declares: run, task, method, variant, curve (its printed name), agent, seed, wanted
-    (environment steps), steps (on record), done."""
+    """Every run that an experiment declares: run, task, method, variant, picture (the variant's part that changes what
+    is seen), curve (its printed name), agent, seed, wanted (environment steps), steps (on record), done."""
     profile = profiles.get_profile(profile)
     where, lines = profiles.paths(profile).runs, []
     for run in experiments.chosen(profile, [name])[0].runs(profile):
@@ -68,10 +74,12 @@ def members(profile: str | Profile, name: str) -> pd.DataFrame:
         steps = int(files.read_json(kept).get("steps", 0)) if there else -1
         wanted = training.total_steps(run, profile)
         lines.append({"run": run.run_id, "task": run.task, "method": run.method, "variant": run.variant,
+                      "picture": "".join(f"+{training.change_name(name, value)}" for name, value in run.changes
+                                         if name in PICTURE),
                       "curve": curve_name(run), "agent": run.agent, "seed": run.seed, "wanted": wanted,
                       "steps": max(steps, 0), "done": there and steps >= wanted})
-    return pd.DataFrame(lines, columns=["run", "task", "method", "variant", "curve", "agent", "seed", "wanted", "steps",
-                                        "done"])
+    return pd.DataFrame(lines, columns=["run", "task", "method", "variant", "picture", "curve", "agent", "seed",
+                                        "wanted", "steps", "done"])
 
 
 def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
@@ -94,7 +102,7 @@ def rows(profile: str | Profile, name: str) -> pd.DataFrame:
     declared = members(profile, name)
     table = results.load(profiles.paths(profile).runs)
     table = table.drop(columns="method").merge(
-        declared.loc[declared["done"], ["run", "method", "variant", "curve", "agent", "wanted"]], on="run")
+        declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]], on="run")
     return table[table["step"] <= table["wanted"]].drop(columns="wanted").reset_index(drop=True)
 
 
@@ -188,19 +196,19 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
     """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
     metric), low, high (Welch's 95% interval), n (of the smaller group). Only where both have finished runs.
 
-    control: the curve that all are set against (its printed name); None: the same environment reward alone.
+    control: the curve that all are set against (its printed name); None: the same environment reward alone, seen in
+    the same way.
     """
     table = rows(profile, name)
-    ends = table[table["metric"] == metric].sort_values("step").groupby(
-        ["task", "curve", "method", "run"], sort=False)["value"].last()
+    ends = table[table["metric"] == metric].sort_values("step").groupby("run").last()
+    ends = ends.loc[[run for run in members(profile, name)["run"] if run in ends.index]]  # in the order of declaration
     lines = []
-    for (task, curve, method), values in ends.groupby(["task", "curve", "method"], sort=False):
-        against = control if control is not None else figures.label(training.METHODS[method].env_reward)
-        if curve == against or against not in ends[task].index.get_level_values("curve"):
-            continue
-        alone = ends[task].xs(against, level="curve")
-        lines.append({"task": task, "curve": curve, "method": method, "control": against,
-                      **comparison.difference(values, alone)._asdict()})
+    for (task, curve, method, picture), of in ends.groupby(["task", "curve", "method", "picture"], sort=False):
+        alone = ends[(ends["task"] == task) & (ends["curve"] == control if control is not None else (
+            ends["method"] == training.METHODS[method].env_reward) & (ends["variant"] == picture))]
+        if len(alone) and curve != (against := alone["curve"].iloc[0]):
+            lines.append({"task": task, "curve": curve, "method": method, "control": against,
+                          **comparison.difference(of["value"], alone["value"])._asdict()})
     return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
 
 

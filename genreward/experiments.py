@@ -46,7 +46,8 @@ STATES = ("done", "running", "partial", "missing", "damaged", "failed", "stale",
 class Budget:
     """How much of the grid a profile can afford. Steps are environment steps, None: the profile's own.
 
-    main_steps  of Fig. 5 and 7; steps: of every other item; agent: which one learns the curves
+    main_steps  of Fig. 5 and 7; pixel_steps: of DreamerV3 from pictures; steps: of every other item
+    agent       which one learns the curves
     tasks       of Fig. 5; cut: these tasks in every item, in its own's place (a profile that proves that everything
                 runs)
     printed     whether the weights of Fig. 9 are swept around those of the paper, or of the sound variant
@@ -55,6 +56,7 @@ class Budget:
     """
 
     main_steps: int | None = None
+    pixel_steps: int | None = None
     steps: int | None = None
     seeds: int = 3
     agent: str = "sac"
@@ -67,7 +69,7 @@ class Budget:
 
 BUDGETS: dict[str, Budget] = {
     "smoke": Budget(seeds=1, tasks=("pick-place",), cut=("pick-place",), made=("base",), jobs=1),
-    "laptop": Budget(main_steps=51_200, steps=30_720),
+    "laptop": Budget(main_steps=51_200, pixel_steps=10_240, steps=30_720),
     "gpu": Budget(agent="dreamer", seeds=5, printed=True),
     "paper": Budget(agent="dreamer", seeds=5, printed=True),
 }
@@ -87,6 +89,7 @@ class Experiment:
 
     item      what the paper calls it; question: what it answers
     main      of the budget's `main_steps`; seeds: at most so many (None: the budget's)
+    pixels    DreamerV3 from pictures, for the budget's `pixel_steps`, whatever the budget's agent is
     """
 
     name: str
@@ -96,6 +99,7 @@ class Experiment:
     arms: tuple[Arm, ...] = ()
     main: bool = False
     seeds: int | None = None
+    pixels: bool = False
 
     def runs(self, profile: str | Profile) -> list[Run]:
         """Its runs in a profile, in order. The name under which they are kept is the profile's, not the figure's: a run
@@ -106,10 +110,11 @@ class Experiment:
                     for seed in range(profile.run.seeds) for task in profile.run.tasks
                     for method in profile.run.methods]
         budget = budget_of(profile)
-        steps = budget.main_steps if self.main else budget.steps
+        steps = budget.main_steps if self.main else budget.pixel_steps if self.pixels else budget.steps
+        agent = "dreamer" if self.pixels else budget.agent
         tasks = self.tasks if budget.cut is None else budget.cut
         seeds = range(min(budget.seeds, self.seeds or budget.seeds))
-        every = (Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else budget.agent, seed,
+        every = (Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else agent, seed,
                      profile.name, profile.name, None if arm.method == "fb_zero_shot" else steps,
                      _real(arm.changes, profile)) for seed in seeds for task in tasks for arm in self.arms)
         return list({run.run_id: run for run in every}.values())
@@ -170,6 +175,9 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    (Arm("dense"), *_arms(*COMPARED, dense=True)), main=True),
         Experiment("easy", "Fig. 5, easy tasks", "the same where learning shows within a small budget, sparse reward",
                    EASY, (Arm("dense"), Arm("sparse"), *_arms(*COMPARED, dense=False))),
+        Experiment("pixels", "Fig. 5, from pictures", "DreamerV3 from pictures, as the paper has it", ("drawer-close",),
+                   tuple(Arm(method, (("dreamer.observation", "pixels"),)) for method in (
+                       "dense", "sparse", sparse_ours)), pixels=True),
         Experiment("fig6", "Fig. 6", "what each method's policy does on bin-picking (film strips of Fig. 5's runs)",
                    ("bin-picking",), (Arm("dense"), *_arms(*COMPARED, dense=True)), main=True, seeds=1),
         Experiment("fig7", "Fig. 7", "return against steps under sparse reward", ("bin-picking",),

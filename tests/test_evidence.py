@@ -90,6 +90,19 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
 
 
+def test_what_is_seen_otherwise_is_set_against_a_control_seen_in_the_same_way(tiny, monkeypatch):
+    seen = (("distraction", "all-easy-dynamic"),)
+    trial = replace(TRIAL, tasks=("reach",), arms=(Arm("dense"), Arm("genreward_sound_dense"), Arm("dense", seen),
+                                                   Arm("genreward_sound_dense", seen)))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    for run in trial.runs("tiny"):
+        base = 100.0 if run.changes else 10.0
+        record(run, [0.0, 0.0, base + run.seed + (5 if run.method != "dense" else 0)])
+    found = evidence.contrasts("tiny", "easy")
+    assert found["value"].tolist() == pytest.approx([5, 5])
+    assert found["control"].tolist() == ["Dense reward", "Dense reward, distracted (all-easy-dynamic)"]
+
+
 def test_curves_have_the_names_of_what_they_change():
     names = {(): "Dense reward", (("reward.sound_beta", 0.0),): "without the FB reward",
              (("reward.sound_alpha", 3.0),): "alpha = 3", (("goal", "camera"),): "imagined, other camera",
