@@ -222,8 +222,8 @@ def verdict(contrast: pd.Series) -> str:
 def paid(profile: str | Profile, name: str) -> pd.DataFrame:
     """What finished agents were paid in their own episodes, as `behaviour` recorded it: task, curve, term, share (of
     all that was paid, in absolute value), correlation (Spearman's, of the term's payments with the true progress of
-    the paid states; mean over seeds), low, high (Student's 95% interval), n (seeds), progress (mean of the episodes'
-    last). Empty where nothing is on record."""
+    the paid states; mean over seeds), low, high (Student's 95% interval, cut to [-1, 1]), n (seeds), progress (mean of
+    the episodes' last). Empty where nothing is on record."""
     table = results.load(behaviour.folder(profile)).drop(columns="method")
     declared = members(profile, name)
     table = table.merge(declared.loc[declared["done"], ["run", "curve"]], on="run")
@@ -238,7 +238,8 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
             followed = at.get(f"correlation_{term}")
             found = mean_interval([] if followed is None else followed)
             lines.append({"task": task, "curve": curve, "term": term, "share": float(at[metric].mean()),
-                          "correlation": found.value, "low": found.low, "high": found.high,
+                          "correlation": found.value, "low": max(found.low, -1.0) if found.n > 1 else math.nan,
+                          "high": min(found.high, 1.0) if found.n > 1 else math.nan,
                           "n": int(of["seed"].nunique()),
                           "progress": math.nan if ends is None else float(ends.mean())})
     return pd.DataFrame(lines, columns=["task", "curve", "term", "share", "correlation", "low", "high", "n",
