@@ -454,7 +454,7 @@ def _view_size(run: Run, profile: Profile, reward: RewardModel) -> int:
 
 def _two_views(run: Run, profile: Profile, size: int) -> bool:
     """Whether the agent sees pictures, and of another size than those that the environment draws."""
-    return run.agent == "dreamer" and profile.dreamer.observation == "pixels" and size != profile.image_size
+    return sees_pictures(run, profile) and size != profile.image_size
 
 
 def _agent(run: Run, profile: Profile, env: gymnasium.Env) -> Any:
@@ -569,7 +569,7 @@ def identity(run: Run, profile: Profile) -> dict[str, Any]:
         decisive = ("evaluate", "_zero_shot")
     else:
         roots.append(f"agents.{run.agent}")
-        if run.agent == "dreamer" and profile.dreamer.observation == "pixels":
+        if sees_pictures(run, profile):
             decisive += ("AgentView",)
     if "goal" in method.needs:
         roots.append("goals")
@@ -691,7 +691,7 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
             online.load_state_dict(state["online_fb"])
         rows, taken, seconds = state["rows"], state["taken"], state["seconds"]
     bar = tqdm(total=steps, initial=taken, desc=run.run_id, unit="step", disable=not progress)
-    pixels = run.agent == "dreamer" and profile.dreamer.observation == "pixels"
+    pixels = sees_pictures(run, profile)
     count = taken
 
     def on_step() -> None:
