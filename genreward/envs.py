@@ -322,7 +322,7 @@ def expert_policy(task: str | Task) -> Policy:
 
 
 def random_policy(rng: np.random.Generator, hold: int = 5, actions: int = 4) -> Policy:
-    """Uniform actions, `actions` numbers, each held for `hold` steps so that the arm gets somewhere."""
+    """Uniform actions (actions,) in [-1, 1], each held for `hold` steps so that the arm gets somewhere."""
     state: dict[str, Any] = {"left": 0}
 
     def act(observation: np.ndarray) -> np.ndarray:

@@ -124,6 +124,22 @@ def _target(name: str, profile: str | profiles.Profile) -> Path:
     return profiles.paths(profile).figures / name
 
 
+def _settle(fig: Figure) -> None:
+    """Lay the figure out once and for all, on positions rounded to a billionth of its size.
+
+    The layout's solver is not repeatable in a float's last digits, and Matplotlib names clip paths by a hash of theirs:
+    without this, now and then the same figure gives other bytes.
+    """
+    if fig.get_layout_engine() is None:
+        return
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for axes in fig.axes:
+        counts = axes.get_in_layout()
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 9))
+        axes.set_in_layout(counts)  # setting a position takes axes out of what is measured for the figure's edges
+
+
 def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None, of: str = "seeds"
                 ) -> Path:
     """Write `figures/<profile>/<name>.svg` and `.png`, stamped with profile, `n` `of` what and the results' commit.
@@ -131,6 +147,7 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
     The same figure drawn from the same results gives the same bytes. Returns the SVG's path.
     """
     base = _target(name, profile)
+    _settle(fig)
     footer = fig.text(1.0, -0.01, _stamp(profile, n, of), ha="right", va="top", fontsize=6, color="#666666")
     try:
         with matplotlib.rc_context({key: _RC[key] for key in ("svg.hashsalt", "svg.fonttype", "savefig.dpi")}):

@@ -40,7 +40,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import errors
-from .envs import Policy, exploration_policy
+from .envs import Policy, exploration_policy, random_policy
 from .errors import InputError
 from .files import atomic_path
 from .profiles import FBConfig
@@ -732,19 +732,6 @@ def near_object_policy(rng: np.random.Generator, share: float = 0.5, hold: int =
     return act
 
 
-def held_actions(rng: np.random.Generator, action_dim: int, hold: int = 5) -> Policy:
-    """Exploration of any environment: uniform actions (action_dim,) in [-1, 1], each held for `hold` steps."""
-    state: dict[str, Any] = {"left": 0}
-
-    def act(observation: np.ndarray) -> np.ndarray:
-        if state["left"] == 0:
-            state.update(action=rng.uniform(-1, 1, action_dim).astype(np.float32), left=hold)
-        state["left"] -= 1
-        return state["action"]
-
-    return act
-
-
 def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int, seed: int, encoder: Any | None = None,
                         explorer: Callable[[np.random.Generator], Policy] | None = None,
                         progress: bool = True) -> dict[str, np.ndarray]:
@@ -754,7 +741,7 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
     encoder      psi: each frame is rendered and encoded once, episode by episode, and only features are kept; without
                  one the features are `state_features` of the observation
     explorer     rng -> policy, e.g. `near_object_policy`; by default `envs.exploration_policy` for Meta-World's
-                 observations (39,) and `held_actions` elsewhere
+                 observations (39,) and `envs.random_policy` elsewhere
 
     Returns features, next_features (steps, D) float32, next_states (steps, S) float32 (`state_features`, for measuring:
     nothing learns from them), actions (steps, A) float32, dones (steps,) bool (terminated) and episodes (steps,) int64,
@@ -769,7 +756,7 @@ def collect_exploration(env_factory: Callable[[int], gymnasium.Env], steps: int,
     elif env.observation_space.shape == (39,) and env.action_space.shape == (4,):
         policy = exploration_policy(rng)
     else:
-        policy = held_actions(rng, int(np.prod(env.action_space.shape)))
+        policy = random_policy(rng, actions=int(np.prod(env.action_space.shape)))
     parts: dict[str, list[np.ndarray]] = {key: [] for key in
                                           ("features", "next_features", "next_states", "actions", "dones", "episodes")}
     collected, episode = 0, 0

@@ -263,14 +263,12 @@ def explorer(task: str) -> Callable | None:
 
 def exploratory_frames(profile: Profile, tasks: Sequence[str]) -> np.ndarray:
     """(N, H, W, 3) uint8: about `ENCODER_FRAMES` frames of the tasks, on which an encoder's axes are fitted."""
-    from .forward_backward import held_actions
-
     rng, frames = np.random.default_rng(EXPLORATION_SEED), []
     episodes = max(1, round(min(ENCODER_FRAMES, profile.fb.exploration_steps) / 128 / len(tasks)))
     for name in tasks:
         env = envs.make_env(name, seed=EXPLORATION_SEED + 1, size=profile.video.image_size)
         chosen = explorer(name)
-        policies = [chosen(rng) if chosen else held_actions(rng, int(np.prod(env.action_space.shape)))
+        policies = [chosen(rng) if chosen else envs.random_policy(rng, actions=int(np.prod(env.action_space.shape)))
                     for _ in range(episodes)]
         frames += [envs.rollout(env, policy, steps=128).frames for policy in policies]
         env.close()

@@ -69,6 +69,29 @@ def test_a_figure_is_the_same_byte_for_byte(root):
     assert not re.search(rb"20\d\d-\d\d-\d\d", svg) and b"Software" not in png
 
 
+def test_what_the_layout_leaves_in_the_last_digits_does_not_reach_the_file(root, monkeypatch):
+    def draw(error):
+        fig, (axis, _) = pyplot.subplots(1, 2)
+        axis.plot([0, 1], [1, 0])
+        fig.colorbar(axis.imshow([[0, 1], [1, 0]]), ax=axis)
+        execute = fig.get_layout_engine().execute
+        boxes = []
+
+        def inexact(fig):
+            execute(fig)
+            for axes in fig.axes:
+                axes._set_position(np.array(axes.get_position(original=True).bounds) * (1 + error), which="original")
+                boxes.append(axes.get_position(original=True).bounds)
+
+        monkeypatch.setattr(fig.get_layout_engine(), "execute", inexact)
+        svg = figures.save_figure(fig, "jitter", "smoke", n=1).read_bytes()
+        assert all(axes.get_in_layout() for axes in fig.axes)
+        return svg, boxes
+
+    (exact, boxes), (inexact, others) = draw(0.0), draw(1e-14)
+    assert boxes and boxes != others and exact == inexact
+
+
 def test_the_stamp_does_not_stay_on_the_figure(root):
     fig, _ = pyplot.subplots()
     figures.save_figure(fig, "a", "smoke", n=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import genreward  # noqa: F401  (import order, see genreward/__init__.py)
+from genreward.envs import random_policy
 from genreward.errors import InputError
 from genreward.forward_backward import (
     FeatureScaler,
@@ -20,7 +21,6 @@ from genreward.forward_backward import (
     collect_exploration,
     fb_terms,
     fb_terms_goal,
-    held_actions,
     near_object_policy,
     orthonormality_loss,
     project_z,
@@ -316,7 +316,7 @@ def test_explorers_stay_in_range_and_go_near_the_object():
         return float(np.mean(np.array(distances) < 0.1))
 
     assert closest(1.0) > 0.5 > closest(0.0)
-    hold = held_actions(np.random.default_rng(0), 2, hold=3)
+    hold = random_policy(np.random.default_rng(0), hold=3, actions=2)
     actions = np.stack([hold(np.zeros(1)) for _ in range(6)])
     assert (actions[:3] == actions[0]).all() and (actions[3] != actions[0]).all()
     observation = np.arange(39)

@@ -44,10 +44,12 @@ class Oracle(Denoiser):
         return self.clean, None
 
     def output(self, noisy, levels, texts, condition=None):
-        self.asked.append((texts[0], levels.tolist()))
+        self.asked += zip(texts, levels.tolist(), strict=True)
+        clean = self.clean.repeat(len(noisy) // len(self.clean), 1, 1, 1)
+        offset = torch.tensor([self.offsets[text == ""] for text in texts]).view(-1, 1, 1, 1)
         bar = self.alpha_bar(levels, noisy)
         a, s = bar.sqrt(), (1 - bar).sqrt()
-        noise = (noisy - a * self.clean) / s + self.offsets[texts[0] == ""]
+        noise = (noisy - a * clean) / s + offset
         clean = (noisy - s * noise) / a  # what x_0 would be, were the noise as it says
         return {"epsilon": noise, "sample": clean, "v_prediction": a * noise - s * clean}[self.scheduler.config
                                                                                          .prediction_type]
@@ -140,7 +142,7 @@ def test_level_is_one_an_episode_and_within_its_range():
     oracle = Oracle()
     model = rewards.make_reward("tadpole", {"frame_diffusion": oracle}, level=400, batch=4)
     model.score(episode())
-    levels = {level for _, asked in oracle.asked for level in asked}
+    levels = {level for _, level in oracle.asked}
     assert len(levels) == 1 and 400 <= levels.pop() < 500
     drawn = [model.episode_level(np.random.default_rng(n).normal(size=3)) for n in range(300)]
     assert min(drawn) >= 400 and max(drawn) < 500 and len(set(drawn)) > 60

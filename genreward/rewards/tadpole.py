@@ -138,7 +138,10 @@ class Denoiser(ABC):
         noise = self.noise(clean.shape[1:], seeds).to(clean.device)
         level = torch.as_tensor(np.asarray(levels), dtype=torch.long)
         noisy = self.noised(clean, noise, level)
-        told, untold = (self.epsilon(noisy, level, [sentence] * len(noisy), condition) for sentence in (text, ""))
+        # Both questions in one batch: an agent asks about one frame at a time, where the call itself costs most.
+        twice = None if condition is None else torch.cat([condition] * 2)
+        told, untold = self.epsilon(torch.cat([noisy] * 2), level.repeat(2), [text] * len(noisy) + [""] * len(noisy),
+                                    twice).chunk(2)
         return tadpole_terms(told, untold, noise)
 
 
@@ -257,7 +260,9 @@ class FrameDiffusion(Denoiser):
             where = (f"the diffusion model in {path} cannot be loaded (a file is missing or cut short)"
                      if path.is_dir() else f"cannot get the diffusion model {text!r} from the hub")
             raise InputError(f"{where}: {reason}") from None
-        return cls(pipe.to(device))
+        model = cls(pipe.to(device))
+        nn.Module.to(model.unet, memory_format=torch.channels_last)  # a seventh faster on a CPU
+        return model
 
     def save(self, folder: str | os.PathLike, provenance: dict[str, Any] | None = None,
              dtype: torch.dtype = torch.float16) -> None:
