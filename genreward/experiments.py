@@ -165,8 +165,9 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
     alphas = (0.001, 0.01, 0.1, 1.0) if budget.printed else (0.1, 1.0, 3.0, 10.0)
     betas = (1e-6, 1e-5, 1e-4, 1e-3) if budget.printed else (0.1, 1.0, 3.0, 10.0)
     full = (Arm("dense"), Arm(ours))
-    sweep = (Arm(ours, ((alpha, 0.0),)), Arm(ours, ((beta, 0.0),)), *(Arm(ours, ((alpha, a),)) for a in alphas),
-             *(Arm(ours, ((beta, b),)) for b in betas))
+    sweep, sparse_sweep = ((Arm(method, ((alpha, 0.0),)), Arm(method, ((beta, 0.0),)),
+                            *(Arm(method, ((alpha, a),)) for a in alphas), *(Arm(method, ((beta, b),)) for b in betas))
+                           for method in (ours, sparse_ours))
     other_psi = "openclip" if profile.fb.encoder != "dinov3" else "siglip2"
     distracted = tuple(Arm(method, (("distraction", "all-easy-dynamic"),)) for method in ("dense", ours))
     declared = (
@@ -186,6 +187,11 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    (*full, *sweep)),
         Experiment("fig10", "Fig. 10", "how good must the goal video be", ("pick-place",),
                    (*full, *(Arm(ours, (("goal", source),)) for source in SOURCES))),
+        Experiment("fig9_easy", "Fig. 9, easy task", "the same where the reward moves the agent, beside the sparse "
+                   "reward", ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), *sparse_sweep)),
+        Experiment("fig10_easy", "Fig. 10, easy task", "the same where the reward moves the agent, beside the sparse "
+                   "reward", ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), *(
+                       Arm(sparse_ours, (("goal", source),)) for source in VIEWS))),
         Experiment("zero_shot", "Fig. 10, Table C", "the same without any learning: pi_z toward each goal frame",
                    ("reach", "drawer-close"),
                    (Arm("fb_zero_shot"), *(Arm("fb_zero_shot", (("goal", source),)) for source in VIEWS),

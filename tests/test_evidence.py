@@ -183,6 +183,28 @@ def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(ti
     assert finding().verdict == claims.NOT and "-8 [" in finding().numbers
 
 
+def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monkeypatch):
+    halves = Experiment("fig9_easy", "", "", ("reach",), (Arm("sparse"), Arm("genreward_sound"), *(
+        Arm("genreward_sound", ((f"reward.sound_{part}", 0.0),)) for part in ("alpha", "beta"))))
+    declared = experiments.experiments
+    monkeypatch.setattr(experiments, "experiments", lambda profile: declared(profile) | {"fig9_easy": halves})
+
+    def fill_half(variant, values):
+        for run, value in zip([run for run in halves.runs("tiny") if (run.method, run.variant) == (
+                "genreward_sound", variant)], values, strict=True):
+            record(run, [0.0, 0.0, value])
+
+    fill_half("", [9.0, 9.1, 8.9])
+    fill_half("+sound_alpha-0.0", [1.0, 1.1, 0.9])
+    one = finding("Fig. 9, easy task")  # nothing speaks against it, but one half is still to be made
+    assert one.verdict == claims.OPEN and "+8 [" in one.numbers and "against without the video-level" in one.numbers
+    fill_half("+sound_beta-0.0", [2.0, 2.1, 1.9])
+    both = finding("Fig. 9, easy task")
+    assert both.verdict == claims.REPRODUCED and "+8 [" in both.numbers and "+7 [" in both.numbers
+    fill_half("+sound_beta-0.0", [9.0, 9.2, 8.8])
+    assert finding("Fig. 9, easy task").verdict == claims.NOT
+
+
 def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
     found = claims.findings("tiny")
     assert len(found) == len(claims.CLAIMS) and set(found["verdict"]) == {claims.OPEN, claims.UNTESTABLE}
