@@ -320,7 +320,7 @@ def interval_figure(found: pd.DataFrame, xlabel: str, lines: Mapping[str, float]
         tone = figures.METHOD_COLOURS.get(_plain(getattr(row, "method", "")), "#333333")
         if not row.n:
             axis.text(0.01, place, "no run on record", transform=axis.get_yaxis_transform(), va="center", fontsize=7,
-                      color="#888888")
+                      color="#888888", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3)
             continue
         if not math.isnan(row.low):
             axis.plot([row.low, row.high], [place, place], color=tone, linewidth=1.4)
