@@ -205,6 +205,32 @@ def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monk
     assert finding("Fig. 9, easy task").verdict == claims.NOT
 
 
+def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, monkeypatch):
+    assert "ONLY=easy" in claims.learned("tiny")
+    fill("reach", "sparse", [1.0, 1.0, 1000.0])
+    references = pd.DataFrame({"return": [5.0, 900.0], "success": [0.0, 1.0], "n": [20, 20]},
+                              index=pd.MultiIndex.from_tuples([("reach", "random"), ("reach", "expert")]))
+    monkeypatch.setattr(evidence, "reference_table", lambda profile, tasks: references)
+    half = stats.t.ppf(0.975, 2) * 999 / 3  # s = 999 / sqrt 3, over sqrt 3 seeds
+    assert claims.learned("tiny").splitlines() == [
+        "| paid, or acting | reach |", "| --- | --- |", "| Random actions | 5 (n=20), 0% |",
+        "| Scripted expert | 900 (n=20), 100% |",
+        f"| Sparse reward | 334 [{334 - half:,.0f}, {334 + half:,.0f}] (n=3), 33% |"]
+
+
+def test_a_study_must_show_it_on_every_task_not_on_their_mean(tiny, monkeypatch):
+    rows = [("genreward_video", task, "auroc_failure", value, value - 0.1, value + 0.1, 30)
+            for task, value in (("reach", 0.9), ("push", 0.55), ("all", 0.75))]
+    rows.append(("pixel_cosine_first", "all", "auroc_failure", 0.5, 0.4, 0.6, 30))
+    table = pd.DataFrame(rows, columns=["model", "task", "metric", "value", "low", "high", "n"])
+    monkeypatch.setattr(claims.reward_study, "recorded_quality", lambda profile: table)
+    found = finding("Eq. 5")
+    assert found.verdict == claims.NOT and "0.75" in found.numbers and "above 0.5 on 1 of 2 tasks" in found.numbers
+    assert "bare pixels" in found.numbers and "0.50" in found.numbers
+    table.loc[1, "low"] = 0.51
+    assert finding("Eq. 5").verdict == claims.REPRODUCED
+
+
 def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
     found = claims.findings("tiny")
     assert len(found) == len(claims.CLAIMS) and set(found["verdict"]) == {claims.OPEN, claims.UNTESTABLE}
@@ -214,14 +240,16 @@ def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
 
 def test_the_table_is_put_between_the_markers_and_nowhere_else(tiny, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
-    found = claims.findings("tiny")
-    claims.write(found, page)
-    claims.write(found, page)
-    assert page.read_text() == f"before\n{claims.BEGIN}\n{claims.markdown(found)}\n{claims.END}\nafter\n"
+    begin, end = claims.LEARNED
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nbetween\n{begin}\nold\n{end}\nafter\n")
+    for _ in range(2):
+        claims.write("tiny", page)
+        table, learned = claims.markdown(claims.findings("tiny")), claims.learned("tiny")
+        assert page.read_text() == (f"before\n{claims.BEGIN}\n{table}\n{claims.END}\nbetween\n{begin}\n{learned}\n{end}"
+                                    "\nafter\n")
     page.write_text("no markers")
     with pytest.raises(InputError, match="must hold"):
-        claims.write(found, page)
+        claims.write("tiny", page)
     assert page.read_text() == "no markers"
 
 

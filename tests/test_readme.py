@@ -78,6 +78,8 @@ def test_its_plain_loop_and_torchrl_pay_the_video_term_when_it_is_due(capsys):
 def test_its_claims_are_those_of_the_records():
     between = TEXT.split(claims.BEGIN)[1].split(claims.END)[0].strip()
     assert between == claims.markdown(claims.findings("laptop"))
+    begin, end = claims.LEARNED
+    assert TEXT.split(begin)[1].split(end)[0].strip() == claims.learned("laptop")
 
 
 def test_its_table_is_the_books():
