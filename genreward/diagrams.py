@@ -54,19 +54,23 @@ def idea_figure(first_frame: np.ndarray, goal: Any, latents: Any) -> Figure:
     check_frames(np.asarray(first_frame)[None], name="the first frame")
     frames, pictures = check_frames(goal.video, name="the goal video"), latent_pictures(latents)
     count, tone = len(frames), METHOD_COLOURS["genreward"]
-    fig = pyplot.figure(figsize=(9.0, 3.4), layout="constrained")
-    grid = fig.add_gridspec(3, 3, width_ratios=[2, count, 2], height_ratios=[1.2, 1, 1.2])
+    # A layout of fixed places: a solver would move the scores away from under their frames to make room for a label.
+    fig, gap = pyplot.figure(figsize=(9.0, 3.6), layout="none"), 0.12
+    grid = fig.add_gridspec(3, 3, width_ratios=[2, count, 2], height_ratios=[1.2, 1, 1.2], left=0.01, right=0.99,
+                            bottom=0.02, top=0.93, wspace=0.2, hspace=0.42)
     _picture(fig.add_subplot(grid[0, 0]), first_frame, "first frame")
     words = fig.add_subplot(grid[1:, 0])
     words.text(0.5, 0.6, textwrap.fill(f"“{goal.prompt}”", 18), ha="center", va="center", fontsize=9, style="italic")
     words.set_title("prompt", fontsize=8)
     words.axis("off")
-    for i, cell in enumerate(grid[0, 1].subgridspec(1, count)):
+    for i, cell in enumerate(grid[0, 1].subgridspec(1, count, wspace=gap)):
         _picture(fig.add_subplot(cell), frames[i], f"{i}", tone if i == goal.index else None)
     scores = fig.add_subplot(grid[1, 1])
     scores.plot(goal.scores, color="#4d4d4d", marker="o", markersize=3, linewidth=1)
     scores.plot(goal.index, goal.scores[goal.index], color=tone, marker="o", markersize=7)
-    scores.set(xlim=(-0.5, count - 0.5), xticks=range(count))
+    beside = 0.5 / (1 + gap)  # half a frame, in steps from one frame's middle to the next one's
+    scores.set(xlim=(-beside, count - 1 + beside), xticks=range(count))
+    scores.margins(y=0.2)
     scores.set_ylabel("score (Eq. 6)", fontsize=8)
     for i, cell in enumerate(grid[2, 1].subgridspec(1, len(pictures))):
         _picture(fig.add_subplot(cell), pictures[i], f"latent {i}")

@@ -588,19 +588,24 @@ def recorded(profile: str | Profile) -> pd.DataFrame:
 
 def findings(table: pd.DataFrame, suite: str) -> list[str]:
     """Sentences about one suite, made from the numbers of `recorded`: for each model what it tells on plain pictures
-    and what the hardest distractions leave of it, counting a fall only where its whole interval lies above 0."""
+    and what the hardest distractions leave of it, counting a fall only where its whole interval lies above 0. A model
+    whose whole interval lies below the coin is said to do the opposite: it has an order, and the wrong one."""
     said = []
     of_suite = table[table["task"] == suite]
     hard = of_suite[of_suite["difficulty"] == max(SCALE, key=SCALE.get)]
     for name in dict.fromkeys(of_suite["model"]):
-        for metric, (coin, tells) in {"auroc_failure": (0.5, "tells success from late failure"),
-                                      "spearman": (0.0, "follows progress")}.items():
+        for metric, (coin, tells, inverts) in {
+                "auroc_failure": (0.5, "tells success from late failure", "ranks late failures above successes"),
+                "spearman": (0.0, "follows progress", "runs against progress")}.items():
             mine = of_suite[(of_suite["model"] == name) & (of_suite["metric"] == metric)]
             plain = mine[mine["condition"] == CLEAN]
             if plain.empty:
                 continue
             row = plain.iloc[0]
             start = f"{name}, plain: {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (n={int(row['n'])})"
+            if row["high"] < coin:
+                said.append(f"{start}: {inverts}.")
+                continue
             if not row["low"] > coin:
                 said.append(f"{start}: not shown that it {tells}, so there is nothing to lose.")
                 continue

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 from tqdm import tqdm
 
 from . import demos, envs, errors, files, profiles, results
@@ -118,13 +119,31 @@ def _clips_of(env: envs.MetaWorldEnv, kinds: Sequence[str], start: int, num_fram
     return made
 
 
+def share_interval(share: float, n: int) -> results.Interval:
+    """A share of n independent trials with its 95% interval by the score method (Wilson 1927, "Probable inference, the
+    law of succession, and statistical inference", Journal of the American Statistical Association 22).
+
+    With z = 1.96 the interval is (share + z^2/2n -+ z sqrt(share (1 - share) / n + z^2/4n^2)) / (1 + z^2/n). Unlike a
+    bootstrap over zeros and ones it has a width at 0 of n and n of n too. InputError unless 0 <= share <= 1 and n > 0.
+    """
+    if not 0 <= share <= 1 or n < 1:
+        raise InputError(f"a share must lie in 0..1 and come from at least 1 trial, got {share} of {n}")
+    square = float(norm.ppf(0.975)) ** 2 / n
+    middle, half = share + square / 2, float(np.sqrt(square * (share * (1 - share) + square / 4)))
+    return results.Interval(float(share), max(0.0, (middle - half) / (1 + square)),
+                            min(1.0, (middle + half) / (1 + square)), int(n))
+
+
 def preference(better: np.ndarray, worse: np.ndarray) -> results.Interval:
     """How often the first of a pair gets the higher score, ties counting half: the area under the ROC curve within
-    pairs (1 always, 0.5 a coin), with its interval over pairs. better, worse (n,): the i-th of both share a start."""
+    pairs (1 always, 0.5 a coin), with `share_interval` over pairs. better, worse (n,): the i-th of both share a start.
+    """
     better, worse = np.asarray(better, float), np.asarray(worse, float)
     if better.shape != worse.shape or better.ndim != 1:
         raise InputError(f"pairs need two lists of one length, got shapes {better.shape} and {worse.shape}")
-    return results.bootstrap_ci((better > worse) + 0.5 * (better == worse))
+    if not (np.isfinite(better).all() and np.isfinite(worse).all() and len(better)):
+        raise InputError("pairs to compare must be finite numbers, at least one pair")
+    return share_interval(float(np.mean((better > worse) + 0.5 * (better == worse))), len(better))
 
 
 class _Recorder(gymnasium.Wrapper):

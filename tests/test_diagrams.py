@@ -47,6 +47,20 @@ def test_the_idea_shows_every_frame_the_goal_frame_and_every_latent():
     assert all(np.array_equal(a, b) for a, b in zip(shown, wanted, strict=True))
 
 
+def test_a_score_stands_under_its_frame_and_its_mark_is_not_cut():
+    video = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    goal = SimpleNamespace(video=video, scores=np.arange(5) / 10, index=4, frame=video[4], prompt="push the puck")
+    fig = diagrams.idea_figure(video[0], goal, np.random.default_rng(1).normal(size=(4, 3, 2, 2)))
+    fig.draw_without_rendering()
+    (scores,) = [axis for axis in fig.axes if axis.get_ylabel().startswith("score")]
+    frames = [axis for axis in fig.axes if axis.get_title() in map(str, range(5))]
+    at = scores.transData.transform(np.c_[np.arange(5), goal.scores])
+    middles = [np.mean(axis.get_window_extent().intervalx) for axis in frames]
+    np.testing.assert_allclose(at[:, 0], middles, atol=0.5)  # pixels
+    room = scores.get_window_extent().intervaly[1] - at[:, 1].max()
+    assert room > 3.5 * fig.dpi / 72  # the mark's radius: 7 points across
+
+
 def test_the_pipeline_joins_its_panels_by_arrows():
     pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     fig = diagrams.pipeline_figure([(f"stage {i}", picture, "what it does") for i, picture in enumerate(pictures)])

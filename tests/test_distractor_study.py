@@ -183,6 +183,17 @@ def test_sentences_say_what_the_numbers_say():
     assert distractor_study.findings(table, "dm_control") == []
 
 
+def test_an_order_the_wrong_way_round_is_called_so():
+    def row(metric, value, low, high):
+        return {"model": "it", "condition": "clean", "task": "dm_control", "metric": metric, "n": 12, "value": value,
+                "low": low, "high": high, "kind": "", "difficulty": "clean", "dynamic": False}
+
+    first, second = distractor_study.findings(pd.DataFrame([
+        row("auroc_failure", 0.26, 0.11, 0.42), row("spearman", -0.3, -0.5, -0.1)]), "dm_control")
+    assert first == "it, plain: 0.26 [0.11, 0.42] (n=12): ranks late failures above successes."
+    assert second == "it, plain: -0.30 [-0.50, -0.10] (n=12): runs against progress."
+
+
 # ---- on record
 
 

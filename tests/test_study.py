@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import genreward  # noqa: F401  (import order, see genreward/__init__.py)
 from genreward import envs, files, profiles, study
@@ -60,9 +61,31 @@ def test_preference_is_the_area_under_the_curve_within_pairs():
     assert found.value == pytest.approx((1 + 1 + 0.5 + 0) / 4) and found.n == 4
     assert found.low <= found.value <= found.high
     sure = study.preference([2, 3], [1, 1])
-    assert (sure.value, sure.low, sure.high) == (1, 1, 1)
+    assert (sure.value, sure.high, sure.n) == (1, 1, 2) and sure.low < 0.5  # two of two may be a coin's doing
     with pytest.raises(InputError, match="one length"):
         study.preference([1, 2], [1])
+    with pytest.raises(InputError, match="finite numbers, at least one pair"):
+        study.preference([], [])
+    with pytest.raises(InputError, match="finite"):
+        study.preference([1, np.nan], [0, 0])
+
+
+def test_a_shares_interval_is_wilsons():
+    square = 1.959963984540054**2
+    four = study.share_interval(1.0, 4)  # n of n: from n / (n + z^2) to 1
+    assert (four.low, four.high) == (pytest.approx(4 / (4 + square)), 1.0) and round(four.low, 2) == 0.51
+    none = study.share_interval(0.0, 4)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - four.low))
+    half = study.share_interval(0.5, 4)  # by hand: 0.5 -+ 0.5 sqrt(z^2 / (4 + z^2))
+    assert half.high - 0.5 == pytest.approx(0.5 - half.low) == pytest.approx(0.5 * (square / (4 + square)) ** 0.5)
+    for successes, trials in ((13, 20), (1, 7), (0, 3), (12, 12)):
+        by_scipy = binomtest(successes, trials).proportion_ci(method="wilson")
+        ours = study.share_interval(successes / trials, trials)
+        assert (ours.low, ours.high) == pytest.approx((by_scipy.low, by_scipy.high), abs=1e-9)
+    assert study.share_interval(13 / 20, 20).low < 0.5 < study.share_interval(15 / 20, 20).low
+    for share, trials in ((1.1, 4), (-0.1, 4), (0.5, 0)):
+        with pytest.raises(InputError, match="a share must lie in"):
+            study.share_interval(share, trials)
 
 
 def test_cosines_of_pairs_by_hand():
