@@ -185,8 +185,8 @@ def trained_policy(profile: str | profiles.Profile, task: str, methods: Sequence
 def costs(profile: str | profiles.Profile) -> pd.DataFrame:
     """Seconds on record, one line a stage: stage, runs (how many records), seconds (their sum), device, share.
 
-    Read from the provenance of the video model's training, the scorer's, and every agent's run; what left no record is
-    not in the table.
+    Read from the provenance of the training of the video model, the frame scorer and the other reward models, and of
+    every agent's; what left no record is not in the table, and runs that only evaluate are none of training's.
     """
     where = profiles.paths(profile)
     lines = []
@@ -195,33 +195,43 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
         if path.is_file():
             kept = files.read_json(path)
             lines.append((name, 1, float(kept["seconds"]), str(kept.get("device", "cpu"))))
-    path = where.scorer / "provenance.json"
-    if path.is_file():
-        lines.append(("frame scorer", 1, float(files.read_json(path)["seconds"]), profiles.get_profile(profile).device))
+    others = {"frame scorer": where.scorer} | {f"reward model: {folder.name}": folder
+                                               for folder in sorted((where.weights / "rewards").glob("*/"))}
+    for name, folder in others.items():
+        if (folder / "provenance.json").is_file():
+            kept = files.read_json(folder / "provenance.json")
+            if kept.get("seconds"):
+                lines.append((name, 1, float(kept["seconds"]),
+                              str(kept.get("device", profiles.get_profile(profile).device))))
     kept = results.load_provenance(where.runs)
     for (agent, method), group in pd.DataFrame(
             [(run["identity"]["run"]["agent"], run["identity"]["run"]["method"], run["seconds"], run["device"])
-             for run in kept.values() if "identity" in run], columns=["agent", "method", "seconds", "device"]
-    ).groupby(["agent", "method"]):
-        lines.append((f"{AGENT_NAMES[agent]}: {method}", len(group), float(group["seconds"].sum()),
-                      ", ".join(sorted(set(group["device"])))))
+             for run in kept.values() if run.get("identity", {}).get("run", {}).get("agent") in ("sac", "dreamer")],
+            columns=["agent", "method", "seconds", "device"]).groupby(["agent", "method"]):
+        lines.append((f"{AGENT_NAMES[agent]}: {figures.label(method.removesuffix('_dense'))}"
+                      + ", beside the dense reward" * method.endswith("_dense"), len(group),
+                      float(group["seconds"].sum()), ", ".join(sorted(set(group["device"])))))
     table = pd.DataFrame(lines, columns=["stage", "runs", "seconds", "device"])
     return table.assign(share=table["seconds"] / table["seconds"].sum() if len(table) else [])
 
 
 def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
-    """The paper's Table E from our runs: agent, task, method, n, steps (of the shortest run), seconds_per_step."""
+    """The paper's Table E from our runs: agent, task, method (its variant added), n, steps, seconds_per_step (mean over
+    seeds), lowest, highest. Runs that are shorter than the longest of their kind are not finished and left out."""
     lines = []
     for kept in results.load_provenance(profiles.paths(profile).runs).values():
         run = kept.get("identity", {}).get("run")
         if run and kept.get("steps") and kept.get("seconds"):
-            lines.append({"agent": run["agent"], "task": run["task"], "method": run["method"], "steps": kept["steps"],
-                          "seconds_per_step": kept["seconds"] / kept["steps"]})
-    if not lines:
-        return pd.DataFrame(columns=["agent", "task", "method", "n", "steps", "seconds_per_step"])
-    grouped = pd.DataFrame(lines).groupby(["agent", "task", "method"])
-    return grouped.agg(n=("steps", "size"), steps=("steps", "min"),
-                       seconds_per_step=("seconds_per_step", "mean")).reset_index()
+            variant = Run(run["task"], run["method"], changes=tuple(run.get("changes", {}).items())).variant
+            lines.append({"agent": run["agent"], "task": run["task"], "method": run["method"] + variant,
+                          "steps": kept["steps"], "seconds_per_step": kept["seconds"] / kept["steps"]})
+    kinds = ["agent", "task", "method"]
+    table = pd.DataFrame(lines, columns=[*kinds, "steps", "seconds_per_step"])
+    table = table[table["steps"] == table.groupby(kinds)["steps"].transform("max")]
+    taken = table.groupby(kinds)["seconds_per_step"]
+    return taken.agg(n="size", seconds_per_step="mean", lowest="min", highest="max").join(
+        table.groupby(kinds)["steps"].first()).reset_index()[
+        [*kinds, "n", "steps", "seconds_per_step", "lowest", "highest"]]
 
 
 def seconds_each(function: Callable[[], Any], repeats: int = 5) -> float:

@@ -32,6 +32,7 @@ PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "g
 """The paper's names of what is paid beside the dense reward -> ours."""
 
 
+DISTRACTED = "+distraction-"  # how the variant of a distracted run begins
 PICTURE = ("distraction", "dreamer.observation")
 """Changes of what is seen, by agent and reward alike: a method so changed is compared with a control so changed."""
 
@@ -176,20 +177,37 @@ def with_references(found: pd.DataFrame, references: pd.DataFrame) -> pd.DataFra
 
 
 def reported(item: str) -> pd.DataFrame:
-    """What the paper prints of an item: task, method (ours), paper (its name), value, spread, approximate."""
+    """What the paper prints of an item: environment, task, method (ours), paper (its name), metric, value, spread,
+    approximate (read off a curve)."""
     table = results.reported()
     table = table[table["item"] == item]
     return table.assign(paper=table["method"], method=table["method"].map(PAPER_METHODS))[
-        ["task", "method", "paper", "metric", "value", "spread", "approximate"]].reset_index(drop=True)
+        ["environment", "task", "method", "paper", "metric", "value", "spread", "approximate"]].reset_index(drop=True)
 
 
 def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
-    """A summary with the columns reported and spread: the paper's value of the same task and method, where it prints
-    one. Its runs are of DreamerV3 from pixels, a million steps: of another budget, not to be compared in size."""
-    printed = reported(item).dropna(subset=["method"]).set_index(["task", "method"])
-    keys = [(row.task, row.method) if not row.variant else None for row in found.itertuples()]
-    return found.assign(**{column: [printed[source].get(key, math.nan) if key else math.nan for key in keys]
-                           for column, source in (("reported", "value"), ("reported_spread", "spread"))})
+    """A summary with the columns reported, spread and note: the paper's value of the same task and method where it has
+    one, and what to mind about it (another metric than the return; a number that was read off a curve).
+
+    A number of the Distracting Control Suite stands beside the distracted runs. Where an item has no run with the
+    reward as printed, the paper's GenReward stands beside the repaired one. Its runs are of DreamerV3 from pixels, a
+    million steps: of another budget, not to be compared in size.
+    """
+    printed = {}
+    for row in reported(item).dropna(subset=["method"]).itertuples():
+        method = row.method
+        if method == "genreward_dense" and method not in set(found["method"]):
+            method = "genreward_sound_dense"
+        notes = ["read off a curve"] * (bool(row.approximate)) + [row.metric] * (row.metric != "episode return")
+        printed[row.task, method, row.environment.startswith("Distracting")] = row.value, row.spread, ", ".join(notes)
+    beside = []
+    for row in found.itertuples():
+        distracted = row.variant.startswith(DISTRACTED) and row.variant.count("+") == 1
+        there = not row.variant or distracted
+        beside.append(printed.get((row.task, row.method, distracted), (math.nan, math.nan, "")) if there
+                      else (math.nan, math.nan, ""))
+    columns = ("reported", "reported_spread", "note")
+    return found.assign(**{name: [line[place] for line in beside] for place, name in enumerate(columns)})
 
 
 def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return") -> pd.DataFrame:

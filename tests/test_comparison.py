@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genreward import comparison, profiles, results
+from genreward import comparison, files, profiles, results
 from genreward.errors import InputError
 from genreward.training import Run
 
@@ -88,12 +88,33 @@ def test_missing_runs_are_named_with_their_command_and_costs_add_up(root):
     assert len(left) == len(everything) - 1 and left.loc["smoke-pick-place-sac-sparse-s0", "steps"] == 256
     assert left.loc["smoke-pick-place-sac-sparse-s0", "command"].endswith(
         "--task pick-place --method sparse --agent sac --seed 0 --profile smoke --experiment smoke")
+    (where.weights / "rewards" / "tadpole").mkdir(parents=True)
+    files.write_json(where.weights / "rewards" / "tadpole" / "provenance.json", {"seconds": 60.0, "device": "cpu"})
     costs = comparison.costs("smoke").set_index("stage")
-    assert costs["seconds"].to_dict() == {"SAC: dense": 30.0, "SAC: sparse": 10.0}
-    assert costs["share"].to_dict() == {"SAC: dense": 0.75, "SAC: sparse": 0.25}
+    assert costs["seconds"].to_dict() == {"reward model: tadpole": 60.0, "SAC: Dense reward": 30.0,
+                                          "SAC: Sparse reward": 10.0}
+    assert costs["share"].to_dict() == {"reward model: tadpole": 0.6, "SAC: Dense reward": 0.3,
+                                        "SAC: Sparse reward": 0.1}
     times = comparison.training_time("smoke").set_index("method")["seconds_per_step"]
     assert times["sparse"] == 10 / 256 and times["dense"] == 30 / profile.run.sac_steps
     assert len(comparison.records("smoke")) == 4
+
+
+def test_training_time_is_of_whole_runs_of_one_kind(root):
+    runs = [*(Run("reach", "dense", "dreamer", seed) for seed in range(3)),
+            Run("reach", "dense", "dreamer", 0, changes=(("dreamer.observation", "pixels"),))]
+    for run, steps, seconds in zip(runs, (100, 100, 50), (10.0, 30.0, 50.0), strict=False):
+        results.write_run(profiles.paths("smoke").runs, run.run_id, table_of({"dense": (1.0,)}).drop(columns="run"),
+                          {"seconds": seconds, "steps": steps, "device": "cpu", "identity": {"run": {
+                              "agent": "dreamer", "method": "dense", "task": "reach"}}})
+    results.write_run(profiles.paths("smoke").runs, runs[3].run_id, table_of({"dense": (1.0,)}).drop(columns="run"),
+                      {"seconds": 90.0, "steps": 100, "device": "cpu", "identity": {"run": {
+                          "agent": "dreamer", "method": "dense", "task": "reach",
+                          "changes": {"dreamer.observation": "pixels"}}}})
+    times = comparison.training_time("smoke").set_index("method")
+    assert times.loc["dense"].to_dict() == {"agent": "dreamer", "task": "reach", "n": 2, "steps": 100,
+                                            "seconds_per_step": 0.2, "lowest": 0.1, "highest": 0.3}
+    assert times.loc["dense+observation-pixels", "seconds_per_step"] == 0.9 and len(times) == 2
 
 
 def test_both_renderers_are_timed_on_the_same_number_of_frames():

@@ -128,6 +128,16 @@ def test_the_papers_number_stands_beside_the_method_that_it_is_of(tiny):
                           "method": ["genreward_dense", "genreward_sound_dense", "genreward_dense", "dense"]})
     found = evidence.beside_reported(table, "Fig. 5")["reported"]
     assert found[0] == 822 and found[1:].isna().all()
+    curve = pd.DataFrame({"task": ["bin-picking"], "variant": [""], "method": ["roboclip_dense"]})
+    assert evidence.beside_reported(curve, "Fig. 5")["note"].tolist() == ["read off a curve"]
+
+
+def test_the_papers_distracted_runs_stand_beside_ours_and_a_success_rate_says_that_it_is_one(tiny):
+    rows = [("walker-walk", "", "dense"), ("walker-walk", "+distraction-all-easy-dynamic", "dense"),
+            ("walker-walk", "+distraction-all-easy-dynamic", "genreward_sound_dense"), ("door", "", "dense")]
+    found = evidence.beside_reported(pd.DataFrame(rows, columns=["task", "variant", "method"]), "Table A")
+    assert np.isnan(found["reported"][0]) and found["reported"][1:].tolist() == [640, 782, 60]
+    assert found["reported_spread"][2] == 110 and found["note"].tolist() == ["", "", "", "success rate"]
 
 
 def test_a_figure_is_drawn_of_whatever_there_is(tiny):
