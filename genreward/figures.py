@@ -130,6 +130,9 @@ def _settle(fig: Figure) -> None:
     The layout's solver is not repeatable in a float's last digits, and Matplotlib names clip paths by a hash of theirs:
     without this, now and then the same figure gives other bytes.
     """
+    for legend in fig.legends:
+        if legend.get_bbox_to_anchor() is fig.bbox:  # which "tight" moves when it saves; this anchor stays
+            legend.set_bbox_to_anchor((0, 0, 1, 1), transform=fig.transFigure)
     if fig.get_layout_engine() is None:
         return
     fig.draw_without_rendering()
@@ -148,7 +151,9 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
     """
     base = _target(name, profile)
     _settle(fig)
-    footer = fig.text(1.0, -0.01, _stamp(profile, n, of), ha="right", va="top", fontsize=6, color="#666666")
+    lowest = fig.get_tightbbox().y0 / fig.get_figheight()  # a legend may reach below the figure's edge
+    footer = fig.text(1.0, round(min(lowest, 0.0) - 0.03 / fig.get_figheight(), 6), _stamp(profile, n, of), ha="right",
+                      va="top", fontsize=6, color="#666666")
     try:
         with matplotlib.rc_context({key: _RC[key] for key in ("svg.hashsalt", "svg.fonttype", "savefig.dpi")}):
             for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
