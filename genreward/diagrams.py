@@ -54,10 +54,12 @@ def idea_figure(first_frame: np.ndarray, goal: Any, latents: Any) -> Figure:
     check_frames(np.asarray(first_frame)[None], name="the first frame")
     frames, pictures = check_frames(goal.video, name="the goal video"), latent_pictures(latents)
     count, tone = len(frames), METHOD_COLOURS["genreward"]
-    # A layout of fixed places: a solver would move the scores away from under their frames to make room for a label.
-    fig, gap = pyplot.figure(figsize=(9.0, 3.6), layout="none"), 0.12
+    # Fixed places: a solver would move the scores away from under their frames to make room for a label. Switched off
+    # and not left out, since saving a figure that never had a layout gives it the default one.
+    fig, gap = pyplot.figure(figsize=(9.0, 3.8), layout="constrained"), 0.12
+    fig.set_layout_engine("none")
     grid = fig.add_gridspec(3, 3, width_ratios=[2, count, 2], height_ratios=[1.2, 1, 1.2], left=0.01, right=0.99,
-                            bottom=0.02, top=0.93, wspace=0.2, hspace=0.42)
+                            bottom=0.02, top=0.93, wspace=0.2, hspace=0.6)
     _picture(fig.add_subplot(grid[0, 0]), first_frame, "first frame")
     words = fig.add_subplot(grid[1:, 0])
     words.text(0.5, 0.6, textwrap.fill(f"“{goal.prompt}”", 18), ha="center", va="center", fontsize=9, style="italic")

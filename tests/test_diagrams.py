@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
+from matplotlib import pyplot, rc_context
 from matplotlib.patches import ConnectionPatch
 
 from genreward import diagrams
@@ -50,8 +51,10 @@ def test_the_idea_shows_every_frame_the_goal_frame_and_every_latent():
 def test_a_score_stands_under_its_frame_and_its_mark_is_not_cut():
     video = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     goal = SimpleNamespace(video=video, scores=np.arange(5) / 10, index=4, frame=video[4], prompt="push the puck")
-    fig = diagrams.idea_figure(video[0], goal, np.random.default_rng(1).normal(size=(4, 3, 2, 2)))
-    fig.draw_without_rendering()
+    with rc_context({"figure.constrained_layout.use": True}):  # as the project's style has it
+        fig = diagrams.idea_figure(video[0], goal, np.random.default_rng(1).normal(size=(4, 3, 2, 2)))
+        fig.savefig(io.BytesIO(), bbox_inches="tight")  # saving must not lay it out anew
+        fig.draw_without_rendering()
     (scores,) = [axis for axis in fig.axes if axis.get_ylabel().startswith("score")]
     frames = [axis for axis in fig.axes if axis.get_title() in map(str, range(5))]
     at = scores.transData.transform(np.c_[np.arange(5), goal.scores])
