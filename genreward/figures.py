@@ -130,13 +130,12 @@ def _settle(fig: Figure) -> None:
     The layout's solver is not repeatable in a float's last digits, and Matplotlib names clip paths by a hash of theirs:
     without this, now and then the same figure gives other bytes.
     """
-    for legend in fig.legends:
+    if fig.get_layout_engine() is not None:
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
+    for legend in fig.legends:  # after the layout, which makes room only for those without an anchor
         if legend.get_bbox_to_anchor() is fig.bbox:  # which "tight" moves when it saves; this anchor stays
             legend.set_bbox_to_anchor((0, 0, 1, 1), transform=fig.transFigure)
-    if fig.get_layout_engine() is None:
-        return
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
     for axes in fig.axes:
         counts = axes.get_in_layout()
         axes.set_position(np.round(axes.get_position(original=True).bounds, 9))

@@ -92,7 +92,7 @@ def test_what_the_layout_leaves_in_the_last_digits_does_not_reach_the_file(root,
     assert boxes and boxes != others and exact == inexact
 
 
-def test_the_stamp_lies_below_everything_else(root, monkeypatch):
+def test_axes_legend_and_stamp_keep_out_of_each_others_way(root, monkeypatch):
     fig, axis = pyplot.subplots(figsize=(3, 2))
     axis.plot([0, 1], [0, 1], label="y")
     fig.legend(loc="outside lower center")
@@ -101,13 +101,14 @@ def test_the_stamp_lies_below_everything_else(root, monkeypatch):
     def measure(*arguments, **options):
         fig.canvas.draw()
         renderer = fig.canvas.get_renderer()
-        boxes.update(stamp=fig.texts[0].get_window_extent(renderer), legend=fig.legends[0].get_window_extent(renderer))
+        boxes.update(stamp=fig.texts[0].get_window_extent(renderer), legend=fig.legends[0].get_window_extent(renderer),
+                     axes=axis.get_tightbbox(renderer))
         save(*arguments, **options)
 
     save = fig.savefig
     monkeypatch.setattr(fig, "savefig", measure)
     path = figures.save_figure(fig, "legend", "smoke", n=1).with_suffix(".png")
-    assert boxes["stamp"].y1 < boxes["legend"].y0
+    assert boxes["stamp"].y1 < boxes["legend"].y0 and boxes["legend"].y1 < boxes["axes"].y0
     picture = pyplot.imread(path)[..., :3].min(axis=-1)  # the same in the file: an empty line above the stamp
     ink = np.flatnonzero((picture < 0.9).any(axis=1))
     last = ink[np.flatnonzero(np.diff(ink) > 1)[-1] + 1:]
