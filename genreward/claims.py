@@ -117,11 +117,12 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
     environment reward alone. curves: only these (printed names); None: the methods as they are, without any change. One
     line a comparison in the numbers.
     """
-    shown = set(curves or (figures.label(method.removesuffix("_dense")) for method in ours))
 
     def find(profile: Profile) -> Finding:
         declared = evidence.members(profile, name)
         controls = [None] if against is None else [curve for curve in against if curve in set(declared["curve"])]
+        unchanged = declared.loc[declared["method"].isin(ours) & (declared["variant"] == ""), "curve"]
+        shown = set(unchanged if curves is None else curves)
         sides = [evidence.contrasts(profile, name, control) for control in controls]
         sides = [side[side["method"].isin(ours) & side["curve"].isin(shown) & (side["n"] >= 2)] for side in sides]
         found = pd.concat(sides, ignore_index=True)
@@ -265,20 +266,20 @@ def learned(profile: str | Profile) -> str:
     return "\n".join(lines + [f"| {curve} | {' | '.join(cells[curve, task] for task in tasks)} |" for curve in curves])
 
 
-def put(text: str, begin: str, end: str, path: str | Path) -> None:
-    """Put a text between two markers of a file, in place of what stands there."""
-    page = Path(path).read_text(encoding="utf-8")
+def _put(page: str, text: str, begin: str, end: str, path: str | Path) -> str:
+    """The page of that path with the text between the two markers, in place of what stands there."""
     if page.count(begin) != 1 or page.count(end) != 1:
         raise InputError(f"{path} must hold {begin} and {end} once each")
     before, rest = page.split(begin)
-    with files.atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def write(profile: str | Profile, path: str | Path) -> None:
-    """Put both tables between their markers in a file."""
-    put(learned(profile), *LEARNED, path)
-    put(markdown(findings(profile)), BEGIN, END, path)
+    """Put both tables between their markers in a file; where a marker is missing it is left as it is."""
+    page = _put(Path(path).read_text(encoding="utf-8"), learned(profile), *LEARNED, path)
+    page = _put(page, markdown(findings(profile)), BEGIN, END, path)
+    with files.atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def counts(found: pd.DataFrame) -> dict[str, int]:

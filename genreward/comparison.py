@@ -188,21 +188,15 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
     Read from the provenance of the training of the video model, the frame scorer and the other reward models, and of
     every agent's; what left no record is not in the table, and runs that only evaluate are none of training's.
     """
-    where = profiles.paths(profile)
-    lines = []
-    for stage, name in TRAINING_STAGES.items():
-        path = where.results / "video" / f"provenance_{stage}.json"
-        if path.is_file():
-            kept = files.read_json(path)
-            lines.append((name, 1, float(kept["seconds"]), str(kept.get("device", "cpu"))))
-    others = {"frame scorer": where.scorer} | {f"reward model: {folder.name}": folder
-                                               for folder in sorted((where.weights / "rewards").glob("*/"))}
-    for name, folder in others.items():
-        if (folder / "provenance.json").is_file():
-            kept = files.read_json(folder / "provenance.json")
-            if kept.get("seconds"):
-                lines.append((name, 1, float(kept["seconds"]),
-                              str(kept.get("device", profiles.get_profile(profile).device))))
+    where, lines = profiles.paths(profile), []
+    trained = {name: where.results / "video" / f"provenance_{stage}.json" for stage, name in TRAINING_STAGES.items()}
+    trained["frame scorer"] = where.scorer / "provenance.json"
+    trained |= {f"reward model: {path.parent.name}": path
+                for path in sorted((where.weights / "rewards").glob("*/provenance.json"))}
+    for name, path in trained.items():
+        kept = files.read_json(path) if path.is_file() else {}
+        if kept.get("seconds"):
+            lines.append((name, 1, float(kept["seconds"]), kept.get("device", profiles.get_profile(profile).device)))
     kept = results.load_provenance(where.runs)
     for (agent, method), group in pd.DataFrame(
             [(run["identity"]["run"]["agent"], run["identity"]["run"]["method"], run["seconds"], run["device"])

@@ -198,14 +198,13 @@ def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
         method = row.method
         if method == "genreward_dense" and method not in set(found["method"]):
             method = "genreward_sound_dense"
-        notes = ["read off a curve"] * (bool(row.approximate)) + [row.metric] * (row.metric != "episode return")
+        notes = ["read off a curve"] * bool(row.approximate) + [row.metric] * (row.metric != "episode return")
         printed[row.task, method, row.environment.startswith("Distracting")] = row.value, row.spread, ", ".join(notes)
     beside = []
     for row in found.itertuples():
-        distracted = row.variant.startswith(DISTRACTED) and row.variant.count("+") == 1
-        there = not row.variant or distracted
-        beside.append(printed.get((row.task, row.method, distracted), (math.nan, math.nan, "")) if there
-                      else (math.nan, math.nan, ""))
+        distracted = row.variant.startswith(DISTRACTED) and row.variant.count("+") == 1  # and changed in nothing else
+        key = (row.task, row.method, distracted) if distracted or not row.variant else None
+        beside.append(printed.get(key, (math.nan, math.nan, "")))
     columns = ("reported", "reported_spread", "note")
     return found.assign(**{name: [line[place] for line in beside] for place, name in enumerate(columns)})
 
