@@ -25,6 +25,7 @@ import pandas as pd
 
 from . import errors, evidence, figures, files, profiles, reward_study, study
 from .errors import InputError
+from .evidence import number
 from .profiles import Profile
 from .reward_metrics import printed
 
@@ -129,8 +130,8 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         if found.empty:
             return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={name}")
         several = len(sides) > 1
-        said = [f"{row.task}, {row.curve}: {'+' * (row.value > 0)}{_number(row.value)} [{_number(row.low)}, "
-                f"{_number(row.high)}] (n={row.n})" + (f" against {row.control}" if several else "")
+        said = [f"{row.task}, {row.curve}: {'+' * (row.value > 0)}{number(row.value)} [{number(row.low)}, "
+                f"{number(row.high)}] (n={row.n})" + (f" against {row.control}" if several else "")
                 for row in found.itertuples()]
         good = all(evidence.verdict(row) == "better" for _, row in found.iterrows())
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
@@ -141,11 +142,6 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         return Finding(REPRODUCED if good else NOT, part + "; ".join(said))
 
     return find
-
-
-def _number(value: float) -> str:
-    """Three digits, or whole where there are more."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _hub(why: str) -> Callable[[Profile], Finding]:
@@ -257,8 +253,8 @@ def learned(profile: str | Profile) -> str:
     found = evidence.with_references(found[found["task"].isin(tasks)], yardsticks)
 
     def cell(row: Any) -> str:
-        interval = "" if math.isnan(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
-        return f"{_number(row.value)}{interval} (n={row.n}), {row.success:.0%}" if row.n else "-"
+        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+        return f"{number(row.value)}{interval} (n={row.n}), {row.success:.0%}" if row.n else "-"
 
     cells = {(row.curve, row.task): cell(row) for row in found.itertuples()}
     curves = [curve for curve in dict.fromkeys(found["curve"]) if any(cells[curve, task] != "-" for task in tasks)]

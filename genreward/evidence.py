@@ -100,10 +100,11 @@ def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
 def rows(profile: str | Profile, name: str) -> pd.DataFrame:
     """The rows of an experiment's finished runs (`results.load`), up to the length that it asks for, with `curve`,
     `variant` and `agent`; `method` is the run's own name of it."""
-    declared = members(profile, name)
-    table = results.load(profiles.paths(profile).runs)
-    table = table.drop(columns="method").merge(
-        declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]], on="run")
+    declared, where = members(profile, name), profiles.paths(profile).runs
+    finished = declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]]
+    tables = [results.read_run(where / f"{run}.csv").assign(run=run) for run in finished["run"]]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*results.COLUMNS, "run"])
+    table = table.drop(columns="method").merge(finished, on="run")
     return table[table["step"] <= table["wanted"]].drop(columns="wanted").reset_index(drop=True)
 
 
@@ -227,6 +228,26 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
             lines.append({"task": task, "curve": curve, "method": method, "control": against,
                           **comparison.difference(of["value"], alone["value"])._asdict()})
     return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
+
+
+def number(value: float) -> str:
+    """Three digits, or whole where there are more."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def sentences(profile: str | Profile, name: str, control: str | None = None) -> list[str]:
+    """`contrasts` in words, a line each; where there are none, the command that makes the runs."""
+    found, several = contrasts(profile, name, control), members(profile, name)["task"].nunique() > 1
+    said = [f"{f'{row.task}, ' * several}{row.curve}: {'+' * (row.value > 0)}{number(row.value)} [{number(row.low)}, "
+            f"{number(row.high)}] against '{row.control}' (n={row.n})" for row in found.itertuples()]
+    return said or [f"nothing can be said yet: make results PROFILE={profiles.get_profile(profile).name} ONLY={name}"]
+
+
+def alone(found: pd.DataFrame) -> dict[str, float]:
+    """Of a summary of one task, what the environment's own reward reaches by itself, named, for `interval_figure`;
+    empty where it was not measured."""
+    lines = found[found["method"].isin(("dense", "sparse")) & (found["variant"] == "") & (found["n"] > 0)]
+    return {f"{row.method} reward alone": float(row.value) for row in lines.itertuples()}
 
 
 def verdict(contrast: pd.Series) -> str:

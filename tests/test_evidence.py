@@ -90,6 +90,28 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
 
 
+def test_contrasts_in_words_name_both_sides_or_the_command_that_makes_the_runs(tiny, monkeypatch):
+    assert evidence.sentences("tiny", "easy") == ["nothing can be said yet: make results PROFILE=tiny ONLY=easy"]
+    assert evidence.alone(evidence.summary("tiny", "easy")) == {}
+    for method, values in {"sparse": [10.0, 12.0, 11.0], "genreward_sound": [7.0, 9.0, 5.0]}.items():
+        for run, value in zip(runs("reach", method), values, strict=True):
+            record(run, [0.0, 0.0, value])
+    low, high = stats.ttest_ind([7, 9, 5], [10, 12, 11], equal_var=False).confidence_interval(0.95)
+    name = "GenReward (every step, buffer targets)"
+    assert evidence.sentences("tiny", "easy") == [
+        f"reach, {name}: -4 [{low:.3g}, {high:.3g}] against 'Sparse reward' (n=3)"]
+    assert evidence.sentences("tiny", "easy", name) == [
+        f"reach, Sparse reward: +4 [{-high:.3g}, {-low:.3g}] against '{name}' (n=3)"]
+    assert evidence.alone(evidence.summary("tiny", "easy")) == {"sparse reward alone": 11.0}
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": replace(TRIAL, tasks=("reach",))})
+    assert evidence.sentences("tiny", "easy")[0].startswith(f"{name}: -4 ")  # one task needs no name
+
+
+def test_numbers_in_words_have_three_digits_or_are_whole():
+    said = [evidence.number(value) for value in (0.01234, -3.456, 99.94, 1234.6)]
+    assert said == ["0.0123", "-3.46", "99.9", "1,235"]
+
+
 def test_what_is_seen_otherwise_is_set_against_a_control_seen_in_the_same_way(tiny, monkeypatch):
     seen = (("distraction", "all-easy-dynamic"),)
     trial = replace(TRIAL, tasks=("reach",), arms=(Arm("dense"), Arm("genreward_sound_dense"), Arm("dense", seen),
