@@ -80,7 +80,7 @@ def test_runs_that_figures_share_are_made_once_and_as_long_as_the_longest_wants(
 
 
 def test_an_unknown_experiment_is_refused():
-    with pytest.raises(InputError, match="unknown experiment 'fig8'; valid: base, easy, fig10, fig10_easy, fig5"):
+    with pytest.raises(InputError, match="unknown experiment 'fig8'; valid: again, base, easy, fig10, fig10_easy, fig5"):
         experiments.grid("laptop", ["fig5", "fig8"])
 
 
@@ -410,6 +410,15 @@ def test_a_part_of_the_grid_is_what_was_named_and_a_name_that_is_not_in_it_is_re
         experiments.grid("laptop", ["easy"], experiments.Part(tasks=["pick-place"]))
     with pytest.raises(InputError, match="unknown seed of these experiments: 7; valid: 0, 1, 2"):
         experiments.grid("laptop", ["easy"], experiments.Part(seeds=[7]))
+
+
+@pytest.mark.parametrize("profile", ["laptop", "gpu"])
+def test_fresh_seeds_are_none_that_the_figures_have_and_the_runs_are_the_same_otherwise(profile):
+    known, new = ({(run.task, run.method, run.variant, run.seed): run for run in experiments.grid(profile, [name])}
+                  for name in ("easy", "again"))
+    assert len({seed for *_, seed in new}) == 7 and not set(known) & set(new)
+    for (task, method, variant, _), run in new.items():
+        assert replace(run, seed=0) == known[task, method, variant, 0]
 
 
 # --- after the code has changed ---------------------------------------------------------------------------------------
