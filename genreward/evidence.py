@@ -289,10 +289,11 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
                     columns: int = 3, width: float = 7.2) -> Figure:
-    """Learning curves of an experiment, a panel a task: each seed (thin), their mean and Student's 95% band; a colour a
-    method; F and B's own policy, which does not learn, as a line across; random and expert dashed. A panel without a
-    finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
-    curves: a band of two seeds, six times as wide as one of three, may leave them.
+    """Learning curves of an experiment, a panel a task: each seed (thin) and their mean, a colour a method; F and B's
+    own policy, which does not learn, as a line across; random and expert dashed. Student's 95% interval is a band, or,
+    where more than three methods learn, a whisker of the last mean beside the curves: that many bands hide each other.
+    A panel without a finished run says so. The legend gives n, as a range where it differs between panels. Panels are
+    as high as their curves: an interval of two seeds, six times as wide as one of three, may leave them.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -301,9 +302,12 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
     down = math.ceil(len(tasks) / across)
     fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
+    learners = list(dict.fromkeys(declared.loc[declared["agent"] != "zero_shot", "method"]))
+    banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
         here = table[(table["task"] == task) & (table["metric"] == metric)]
+        steps = max(declared.loc[declared["task"] == task, "wanted"].max(), 1)
         for method in dict.fromkeys(declared["method"]):
             of = here[here["method"] == method]
             if of.empty:
@@ -318,8 +322,12 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
                 for _, one in of.sort_values("step").groupby("seed"):
                     axis.plot(one["step"], one["value"], color=tone, linewidth=0.5, alpha=0.5, gid="seed")
             axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2, linewidth=1.4)
-            if curve["low"].notna().any():
+            if banded and curve["low"].notna().any():
                 axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.12, linewidth=0)
+            elif not banded and not math.isnan((end := curve.iloc[-1])["low"]):
+                place = steps * (1.05 + 0.035 * learners.index(method))
+                axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]], fmt="o",
+                              color=tone, markersize=3, linewidth=1.2)
         for policy, line in (("expert", "--"), ("random", ":")):
             if (task, policy) in references.index:
                 axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
@@ -329,8 +337,7 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
         heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
         room = 0.06 * max(float(np.ptp(heights)), 1e-9)
         axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
-        steps = declared.loc[declared["task"] == task, "wanted"].max()
-        axis.set_xlim(0, 1.04 * max(steps, 1))
+        axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
     for axis in list(axes.flat)[len(tasks):]:

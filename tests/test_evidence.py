@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 from scipy import stats
 
 from genreward import behaviour, claims, evidence, experiments, figures, files, profiles, results, training
@@ -182,6 +183,27 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
     labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
     assert labels[:3] == ["reach: Random actions (n=10)", "reach: Scripted expert (n=10)", "reach: Sparse reward (n=2)"]
     assert sum(text.get_text() == "no run on record" for text in fig.axes[0].texts) == int((found["n"] == 0).sum())
+
+
+@pytest.mark.parametrize("more", [(), ("dense", "roboclip")])
+def test_few_curves_have_bands_and_many_have_whiskers_of_the_same_interval(tiny, monkeypatch, more):
+    trial = replace(TRIAL, tasks=("reach",), arms=tuple(Arm(name) for name in ("sparse", "genreward_sound", *more)))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    ends = {"sparse": [3.0, 4.0, 8.0], "genreward_sound": [20.0, 21.0, 25.0]}
+    for run in trial.runs("tiny"):
+        if run.method in ends:
+            record(run, [1.0, 2.0, ends[run.method][run.seed]])
+    axis = evidence.learning_figure("tiny", "easy", pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []]))).axes[0]
+    for method, values in ends.items():
+        wanted = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+        tone = to_rgba(figures.colour(method))
+        drawn = [one for one in axis.collections if to_rgba(one.get_facecolor()[0], 1) == tone] if not more else [
+            one for one in axis.collections if to_rgba(one.get_color()[0], 1) == tone]
+        assert len(drawn) == 1
+        points = np.concatenate([path.vertices for path in drawn[0].get_paths()])
+        here = points[points[:, 0] >= 768]  # a whisker stands beside the curve's last point, a band ends there
+        assert (here[:, 1].min(), here[:, 1].max()) == pytest.approx(wanted)
+        assert (here[:, 0] > 768).all() == bool(more) and here[:, 0].max() < axis.get_xlim()[1]
 
 
 # --- the honesty table ------------------------------------------------------------------------------------------------
