@@ -49,14 +49,15 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Notebook:
-    """One row of the book: `reads` are names of `profiles.Paths`, `minutes` holds one guess a profile."""
+    """One row of the book: `reads` are names of `profiles.Paths`; `seconds` is what it once took in `make figures` of the
+    laptop's results on two CPU cores: a guide, and the longest is begun first."""
 
     number: str
     slug: str
     question: str
     paper: str
     reads: tuple[str, ...]
-    minutes: Mapping[str, float]
+    seconds: int
 
     @property
     def name(self) -> str:
@@ -73,30 +74,29 @@ class Notebook:
         return written_names(self.path)
 
 
-def _row(number: str, slug: str, question: str, paper: str, *reads: str, smoke: float = 1,
-         laptop: float = 2) -> Notebook:
-    return Notebook(number, slug, question, paper, reads, {"smoke": smoke, "laptop": laptop})
+def _row(number: str, slug: str, question: str, paper: str, *reads: str, seconds: int) -> Notebook:
+    return Notebook(number, slug, question, paper, reads, seconds)
 
 
 NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in (
-    _row("00", "start_here", "Does my machine work, and what is the pipeline?", "Fig. 1, 2"),
+    _row("00", "start_here", "Does my machine work, and what is the pipeline?", "Fig. 1, 2", seconds=27),
     _row("01", "video_finetuning", "Does finetuning adapt the video model to the domain?", "Eq. 1-2",
-         "video_model", "lora"),
+         "video_model", "lora", seconds=46),
     _row("02", "goal_videos", "What does the model think success looks like?", "Fig. 4; hallucinations",
-         "video_model", "lora", "scorer", "goals"),
+         "video_model", "lora", "scorer", "goals", seconds=21),
     _row("03", "goal_frames", "Which frame is the goal?", "Eq. 6, Fig. 8, Fig. A", "video_model", "lora",
-         "scorer", "goals"),
+         "scorer", "goals", seconds=40),
     _row("04", "video_reward", "Is latent alignment progress, or only looks?", "Eq. 3-5", "video_model", "lora",
-         "goals"),
+         "goals", seconds=55),
     _row("05", "forward_backward", "Does F^T B see the goal coming?", "Eq. 7-9, Fig. 3", "video_model", "fb",
-         "goals"),
+         "goals", seconds=53),
     _row("06", "reward_models", "How do all the reward models compare before any training?", "Table 1; quality table",
-         "study"),
-    _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs"),
-    _row("08", "main_results", "Does it beat the baselines?", "Fig. 5, 6, 7, Table A", "runs", "study"),
-    _row("09", "ablations", "Which part matters?", "Fig. 9, Table D", "runs", "study"),
-    _row("10", "goal_sources", "How good must the goal video be?", "Fig. 10, Tables B, C", "runs", "goals"),
-    _row("11", "cost", "What does it cost?", "Table E", "runs"),
+         "study", seconds=35),
+    _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs", seconds=19),
+    _row("08", "main_results", "Does it beat the baselines?", "Fig. 5, 6, 7, Table A", "runs", "study", seconds=31),
+    _row("09", "ablations", "Which part matters?", "Fig. 9, Table D", "runs", "study", seconds=10),
+    _row("10", "goal_sources", "How good must the goal video be?", "Fig. 10, Tables B, C", "runs", "goals", seconds=14),
+    _row("11", "cost", "What does it cost?", "Table E", "runs", seconds=18),
 )}
 
 
@@ -355,7 +355,7 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
     # each in a process of its own: papermill's kernels wait for one another where they share one
     with ThreadPoolExecutor(jobs or min(4, joblib.cpu_count())) as pool:
         begun = {pool.submit(_run_apart, notebook.name, chosen): notebook for notebook in
-                 sorted(NOTEBOOKS.values(), key=lambda notebook: -notebook.minutes.get(chosen, 1))}
+                 sorted(NOTEBOOKS.values(), key=lambda notebook: -notebook.seconds)}
         for done in as_completed(begun):
             seconds, problem = done.result()
             print(f"book: {begun[done].name} {'FAILED' if problem else f'{seconds:.0f} s'}", flush=True)
@@ -369,8 +369,8 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
 
 def table() -> str:
     """The book as a Markdown table, for the README."""
-    lines = ["| notebook | question | paper | minutes (laptop) |", "| --- | --- | --- | ---: |"]
-    lines += [f"| [{row.name}](notebooks/{row.name}.ipynb) | {row.question} | {row.paper} | {row.minutes['laptop']:g} |"
+    lines = ["| notebook | question | paper | seconds |", "| --- | --- | --- | ---: |"]
+    lines += [f"| [{row.name}](notebooks/{row.name}.ipynb) | {row.question} | {row.paper} | {row.seconds} |"
               for row in NOTEBOOKS.values()]
     return "\n".join(lines)
 
