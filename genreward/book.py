@@ -49,7 +49,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Notebook:
-    """One row of the book: `reads` are names of `profiles.Paths`; `seconds` is what it once took in `make figures` of the
+    """One row of the book: `reads` are names of `profiles.Paths`; `seconds` what it once took in `make figures` of the
     laptop's results on two CPU cores: a guide, and the longest is begun first."""
 
     number: str
