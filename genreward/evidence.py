@@ -289,11 +289,12 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
                     columns: int = 3, width: float = 7.2) -> Figure:
-    """Learning curves of an experiment, a panel a task: each seed (thin) and their mean, a colour a method; F and B's
-    own policy, which does not learn, as a line across; random and expert dashed. Student's 95% interval is a band, or,
-    where more than three methods learn, a whisker of the last mean beside the curves: that many bands hide each other.
-    A panel without a finished run says so. The legend gives n, as a range where it differs between panels. Panels are
-    as high as their curves: an interval of two seeds, six times as wide as one of three, may leave them.
+    """Learning curves of an experiment, a panel a task: each seed (thin) and their mean, a colour a method (a second
+    variant of it is dotted); F and B's own policy, which does not learn, as a line across; random and expert dashed.
+    Student's 95% interval is a band, or, where more than three curves are declared, a whisker of the last mean beside
+    the curves: that many bands hide each other. A panel without a finished run says so. The legend gives n, as a range
+    where it differs between panels. Panels are as high as their curves: an interval of two seeds, six times as wide as
+    one of three, may leave them.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -302,30 +303,33 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
     down = math.ceil(len(tasks) / across)
     fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
-    learners = list(dict.fromkeys(declared.loc[declared["agent"] != "zero_shot", "method"]))
+    curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
+    changed = curves["method"].duplicated()  # a second curve of a method: its colour, dotted
+    learners = list(curves.index[curves["agent"] != "zero_shot"])
     banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
         here = table[(table["task"] == task) & (table["metric"] == metric)]
         steps = max(declared.loc[declared["task"] == task, "wanted"].max(), 1)
-        for method in dict.fromkeys(declared["method"]):
-            of = here[here["method"] == method]
+        for curve, method in curves["method"].items():
+            of = here[here["curve"] == curve]
             if of.empty:
                 continue
-            seeds.setdefault(method, set()).add(of["seed"].nunique())
+            seeds.setdefault(curve, set()).add(of["seed"].nunique())
             tone = figures.colour(_plain(method))
+            look = {"color": tone, "linestyle": ":" if changed[curve] else "-"}
             if (of["agent"] == "zero_shot").all():
                 axis.axhline(of["value"].mean(), color=tone, linewidth=1.2, linestyle="-.")
                 continue
-            curve = pd.DataFrame({step: mean_interval(at["value"])._asdict() for step, at in of.groupby("step")}).T
+            means = pd.DataFrame({step: mean_interval(at["value"])._asdict() for step, at in of.groupby("step")}).T
             if of["seed"].nunique() > 1:
                 for _, one in of.sort_values("step").groupby("seed"):
-                    axis.plot(one["step"], one["value"], color=tone, linewidth=0.5, alpha=0.5, gid="seed")
-            axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2, linewidth=1.4)
-            if banded and curve["low"].notna().any():
-                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.12, linewidth=0)
-            elif not banded and not math.isnan((end := curve.iloc[-1])["low"]):
-                place = steps * (1.05 + 0.035 * learners.index(method))
+                    axis.plot(one["step"], one["value"], linewidth=0.5, alpha=0.5, gid="seed", **look)
+            axis.plot(means.index, means["value"], marker="o", markersize=2, linewidth=1.4, **look)
+            if banded and means["low"].notna().any():
+                axis.fill_between(means.index, means["low"], means["high"], color=tone, alpha=0.12, linewidth=0)
+            elif not banded and not math.isnan((end := means.iloc[-1])["low"]):
+                place = steps * (1.05 + 0.035 * learners.index(curve))
                 axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]], fmt="o",
                               color=tone, markersize=3, linewidth=1.2)
         for policy, line in (("expert", "--"), ("random", ":")):
@@ -344,10 +348,14 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
         axis.set_visible(False)
     for row in axes:
         row[0].set_ylabel({"return": "dense return", "success": "success"}.get(metric, metric))
-    handles = [pyplot.Line2D([], [], color=figures.colour(_plain(method)), marker="o", markersize=2,
-                             linestyle="-." if method == "fb_zero_shot" else "-",
-                             label=f"{figures.label(_plain(method))} (n={figures._span(counts)})")
-               for method, counts in seeds.items()]
+    handles = []
+    for curve, counts in seeds.items():
+        method = curves.loc[curve, "method"]
+        several = (curves["method"] == method).sum() > 1
+        line = "-." if method == "fb_zero_shot" else ":" if changed[curve] else "-"
+        handles.append(pyplot.Line2D(
+            [], [], color=figures.colour(_plain(method)), marker="o", markersize=2, linestyle=line,
+            label=f"{curve if several else figures.label(_plain(method))} (n={figures._span(counts)})"))
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]
     fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)

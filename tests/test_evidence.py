@@ -185,6 +185,18 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
     assert sum(text.get_text() == "no run on record" for text in fig.axes[0].texts) == int((found["n"] == 0).sum())
 
 
+def test_a_variant_is_a_curve_of_its_own(tiny):
+    ends = {"": 20.0, "+sound_alpha-0.0": 90.0}
+    for variant, end in ends.items():
+        for run in runs("reach", "genreward_sound", variant):
+            record(run, [1.0, 2.0, end + run.seed])
+    fig = evidence.learning_figure("tiny", "easy", pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []])))
+    drawn = {line.get_linestyle(): line.get_ydata()[-1] for line in fig.axes[0].lines if line.get_gid() != "seed"}
+    assert drawn == {"-": 21.0, ":": 91.0}
+    assert [text.get_text() for text in fig.legends[0].get_texts()][:2] == [
+        "GenReward (every step, buffer targets) (n=3)", "without the video-level reward (n=3)"]
+
+
 @pytest.mark.parametrize("more", [(), ("dense", "roboclip")])
 def test_few_curves_have_bands_and_many_have_whiskers_of_the_same_interval(tiny, monkeypatch, more):
     trial = replace(TRIAL, tasks=("reach",), arms=tuple(Arm(name) for name in ("sparse", "genreward_sound", *more)))
