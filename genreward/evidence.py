@@ -238,8 +238,11 @@ def number(value: float) -> str:
 def sentences(profile: str | Profile, name: str, control: str | None = None) -> list[str]:
     """`contrasts` in words, a line each; where there are none, the command that makes the runs."""
     found, several = contrasts(profile, name, control), members(profile, name)["task"].nunique() > 1
-    said = [f"{f'{row.task}, ' * several}{row.curve}: {'+' * (row.value > 0)}{number(row.value)} [{number(row.low)}, "
-            f"{number(row.high)}] against '{row.control}' (n={row.n})" for row in found.itertuples()]
+    said = []
+    for row in found.itertuples():
+        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+        said.append(f"{f'{row.task}, ' * several}{row.curve}: {'+' * (row.value > 0)}{number(row.value)}{interval} "
+                    f"against '{row.control}' (n={row.n}{', no interval' * (not interval)})")
     return said or [f"nothing can be said yet: make results PROFILE={profiles.get_profile(profile).name} ONLY={name}"]
 
 

@@ -104,6 +104,9 @@ def test_contrasts_in_words_name_both_sides_or_the_command_that_makes_the_runs(t
     assert evidence.sentences("tiny", "easy", name) == [
         f"reach, Sparse reward: +4 [{-high:.3g}, {-low:.3g}] against '{name}' (n=3)"]
     assert evidence.alone(evidence.summary("tiny", "easy")) == {"sparse reward alone": 11.0}
+    record(runs("reach", "genreward_sound", "+sound_alpha-0.0")[0], [0.0, 0.0, 12.0])
+    assert evidence.sentences("tiny", "easy")[-1] == (
+        "reach, without the video-level reward: +1 against 'Sparse reward' (n=1, no interval)")
     monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": replace(TRIAL, tasks=("reach",))})
     assert evidence.sentences("tiny", "easy")[0].startswith(f"{name}: -4 ")  # one task needs no name
 
