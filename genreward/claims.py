@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -246,24 +246,36 @@ def markdown(found: pd.DataFrame) -> str:
 
 
 def learned(profile: str | Profile) -> str:
-    """The easy tasks' table for README, in Markdown: what agents reached, one column a task that has finished runs of
-    any kind, between random actions and the scripted expert: mean final dense return, [Student's 95% interval], number
-    of seeds, and the share of evaluation episodes with success."""
+    """What agents reached on the easy tasks, for README, in Markdown. One table of every method, a column a task that
+    has finished runs of any kind, between random actions and the scripted expert; one of the reward's parts and goals
+    on the task of Fig. 9, on the grid's seeds and on fresh ones. A cell: mean final dense return, [Student's 95%
+    interval], number of seeds, and the share of evaluation episodes with success."""
     found = evidence.summary(profile, "easy")
     tasks = list(dict.fromkeys(found.loc[found["n"] > 0, "task"]))
     if not tasks:
         return f"No run on record yet: make results PROFILE={profiles.get_profile(profile).name} ONLY=easy"
     yardsticks = evidence.reference_table(profile, tasks)
-    found = evidence.with_references(found[found["task"].isin(tasks)], yardsticks)
+    of_methods = evidence.with_references(found[found["task"].isin(tasks)], yardsticks)
+    seeds = {"the grid's seeds": ("fig9_easy", "fig10_easy"), "fresh seeds": ("again",)}
+    of_parts = pd.concat([evidence.summary(profile, name).assign(task=column) for column, names in seeds.items()
+                          for name in names])
+    kept = of_parts["task"].isin(set(of_parts.loc[of_parts["n"] > 0, "task"]))
+    tables = [_grid("paid, or acting", of_methods), _grid("drawer-close, paid", of_parts[kept])]
+    return "\n\n".join(table for table in tables if table)
 
-    def cell(row: Any) -> str:
+
+def _grid(head: str, found: pd.DataFrame) -> str:
+    """A Markdown table of summaries: a line a curve that was measured anywhere, a column for each of `task`."""
+    cells = {}
+    for row in found.itertuples():
         interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-        return f"{number(row.value)}{interval} (n={row.n}), {row.success:.0%}" if row.n else "-"
-
-    cells = {(row.curve, row.task): cell(row) for row in found.itertuples()}
-    curves = [curve for curve in dict.fromkeys(found["curve"]) if any(cells[curve, task] != "-" for task in tasks)]
-    lines = [f"| paid, or acting | {' | '.join(tasks)} |", f"| --- |{' --- |' * len(tasks)}"]
-    return "\n".join(lines + [f"| {curve} | {' | '.join(cells[curve, task] for task in tasks)} |" for curve in curves])
+        if row.n:
+            cells[row.curve, row.task] = f"{number(row.value)}{interval} (n={row.n}), {row.success:.0%}"
+    columns, measured = list(dict.fromkeys(found["task"])), {curve for curve, _ in cells}
+    curves = [curve for curve in dict.fromkeys(found["curve"]) if curve in measured]
+    lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    lines += [f"| {curve} | {' | '.join(cells.get((curve, column), '-') for column in columns)} |" for curve in curves]
+    return "\n".join(lines) if curves else ""
 
 
 def _put(page: str, text: str, begin: str, end: str, path: str | Path) -> str:

@@ -285,6 +285,15 @@ def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, 
         "| paid, or acting | reach |", "| --- | --- |", "| Random actions | 5 (n=20), 0% |",
         "| Scripted expert | 900 (n=20), 100% |",
         f"| Sparse reward | 334 [{334 - half:,.0f}, {334 + half:,.0f}] (n=3), 33% |"]
+    first, again = (experiments.experiments("tiny")[name].runs("tiny")[0] for name in ("fig9_easy", "again"))
+    assert (first.method, again.method, first.seed, again.seed) == ("sparse", "sparse", 0, 3)
+    record(again, [1.0, 2.0, 7.0])
+    assert claims.learned("tiny").splitlines()[-3:] == [
+        "| drawer-close, paid | fresh seeds |", "| --- | --- |", "| Sparse reward | 7 (n=1), 0% |"]
+    record(first, [1.0, 2.0, 400.0])
+    assert claims.learned("tiny").splitlines()[-3:] == [
+        "| drawer-close, paid | the grid's seeds | fresh seeds |", "| --- | --- | --- |",
+        "| Sparse reward | 400 (n=1), 100% | 7 (n=1), 0% |"]
 
 
 def test_a_study_must_show_it_on_every_task_not_on_their_mean(tiny, monkeypatch):
