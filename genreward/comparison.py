@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -296,11 +295,17 @@ def render_rates(task: str = "pick-place", frames: int = 30, size: int = 64, blo
     return table
 
 
-def records(profile: str | profiles.Profile) -> pd.DataFrame:
-    """All rows of the profile's runs; InputError with the command when there are none."""
-    where: Path = profiles.paths(profile).runs
-    table = results.load(where)
+def records(profile: str | profiles.Profile, task: str | None = None) -> pd.DataFrame:
+    """All rows of the profile's runs; with a task, those of the profile's own runs on it (`expected`) up to their own
+    length: the grid's figures take some of them further and make others beside them. InputError with the command when
+    there are none."""
+    chosen = profiles.get_profile(profile)
+    table = results.load(profiles.paths(chosen).runs)
+    if task is not None:
+        own = {run.run_id: training.total_steps(run, chosen) for run in expected(chosen, task)}
+        table = table[table["step"] <= table["run"].map(own)].reset_index(drop=True)
     if table.empty:
-        name = profiles.get_profile(profile).name
-        raise InputError(f"no runs on record for profile {name!r}; make them with: make results PROFILE={name}")
+        of = f" on {task}" if task is not None else ""
+        raise InputError(f"no runs on record for profile {chosen.name!r}{of}; make them with: make results "
+                         f"PROFILE={chosen.name}")
     return table

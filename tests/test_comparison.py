@@ -100,6 +100,22 @@ def test_missing_runs_are_named_with_their_command_and_costs_add_up(root):
     assert len(comparison.records("smoke")) == 4
 
 
+def test_a_tasks_records_are_the_profiles_own_runs_up_to_their_own_length(root):
+    profile = profiles.get_profile("smoke")
+    own = Run("pick-place", "dense", "sac", 0, "smoke", "smoke")
+    length = profile.run.sac_steps
+    for run, steps in ((own, (length // 2, length, 2 * length)), (Run("pick-place", "roboclip", "sac", 0, "smoke",
+                                                                      "smoke"), (length,))):
+        rows = [{"experiment": "smoke", "method": run.label, "task": run.task, "seed": 0, "step": step, "metric":
+                 "return", "value": float(step)} for step in steps]
+        results.write_run(profiles.paths("smoke").runs, run.run_id, rows, {"steps": steps[-1], "seconds": 1.0})
+    assert len(comparison.records("smoke")) == 4
+    found = comparison.records("smoke", "pick-place")
+    assert found["step"].tolist() == [length // 2, length] and set(found["run"]) == {own.run_id}
+    with pytest.raises(InputError, match="no runs on record for profile 'smoke' on reach; .*make results"):
+        comparison.records("smoke", "reach")
+
+
 def test_training_time_is_of_whole_runs_of_one_kind(root):
     runs = [*(Run("reach", "dense", "dreamer", seed) for seed in range(3)),
             Run("reach", "dense", "dreamer", 0, changes=(("dreamer.observation", "pixels"),))]
