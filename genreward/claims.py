@@ -15,7 +15,6 @@ beside the claim; nobody types one. Four are possible:
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ import pandas as pd
 
 from . import errors, evidence, figures, files, profiles, reward_study, study
 from .errors import InputError
-from .evidence import number
 from .profiles import Profile
 from .reward_metrics import printed
 
@@ -130,8 +128,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         if found.empty:
             return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={name}")
         several = len(sides) > 1
-        said = [f"{row.task}, {row.curve}: {'+' * (row.value > 0)}{number(row.value)} [{number(row.low)}, "
-                f"{number(row.high)}] (n={row.n})" + (f" against {row.control}" if several else "")
+        said = [f"{row.task}, {row.curve}: {evidence.gained(row)} (n={row.n})" + f" against {row.control}" * several
                 for row in found.itertuples()]
         good = all(evidence.verdict(row) == "better" for _, row in found.iterrows())
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
@@ -266,11 +263,8 @@ def learned(profile: str | Profile) -> str:
 
 def _grid(head: str, found: pd.DataFrame) -> str:
     """A Markdown table of summaries: a line a curve that was measured anywhere, a column for each of `task`."""
-    cells = {}
-    for row in found.itertuples():
-        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-        if row.n:
-            cells[row.curve, row.task] = f"{number(row.value)}{interval} (n={row.n}), {row.success:.0%}"
+    cells = {(row.curve, row.task): f"{evidence.ranged(row)} (n={row.n}), {row.success:.0%}"
+             for row in found.itertuples() if row.n}
     columns, measured = list(dict.fromkeys(found["task"])), {curve for curve, _ in cells}
     curves = [curve for curve in dict.fromkeys(found["curve"]) if curve in measured]
     lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -235,14 +236,22 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def ranged(row: Any) -> str:
+    """The `value` of a row and, where there is one, its interval [`low`, `high`]."""
+    interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+    return f"{number(row.value)}{interval}"
+
+
+def gained(row: Any) -> str:
+    """`ranged` of a line of `contrasts`, a gain with its sign."""
+    return f"{'+' * (row.value > 0)}{ranged(row)}"
+
+
 def sentences(profile: str | Profile, name: str, control: str | None = None) -> list[str]:
     """`contrasts` in words, a line each; where there are none, the command that makes the runs."""
     found, several = contrasts(profile, name, control), members(profile, name)["task"].nunique() > 1
-    said = []
-    for row in found.itertuples():
-        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-        said.append(f"{f'{row.task}, ' * several}{row.curve}: {'+' * (row.value > 0)}{number(row.value)}{interval} "
-                    f"against '{row.control}' (n={row.n}{', no interval' * (not interval)})")
+    said = [f"{f'{row.task}, ' * several}{row.curve}: {gained(row)} against '{row.control}' "
+            f"(n={row.n}{', no interval' * math.isnan(row.low)})" for row in found.itertuples()]
     return said or [f"nothing can be said yet: make results PROFILE={profiles.get_profile(profile).name} ONLY={name}"]
 
 
@@ -307,22 +316,22 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
     fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
     curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
-    changed = curves["method"].duplicated()  # a second curve of a method: its colour, dotted
+    curves["tone"] = [figures.colour(_plain(method)) for method in curves["method"]]
+    curves["line"] = np.where(curves["agent"] == "zero_shot", "-.", np.where(curves["method"].duplicated(), ":", "-"))
     learners = list(curves.index[curves["agent"] != "zero_shot"])
     banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
         here = table[(table["task"] == task) & (table["metric"] == metric)]
         steps = max(declared.loc[declared["task"] == task, "wanted"].max(), 1)
-        for curve, method in curves["method"].items():
+        for curve, tone, line in curves[["tone", "line"]].itertuples():
             of = here[here["curve"] == curve]
             if of.empty:
                 continue
             seeds.setdefault(curve, set()).add(of["seed"].nunique())
-            tone = figures.colour(_plain(method))
-            look = {"color": tone, "linestyle": ":" if changed[curve] else "-"}
-            if (of["agent"] == "zero_shot").all():
-                axis.axhline(of["value"].mean(), color=tone, linewidth=1.2, linestyle="-.")
+            look = {"color": tone, "linestyle": line}
+            if curve not in learners:
+                axis.axhline(of["value"].mean(), linewidth=1.2, **look)
                 continue
             means = pd.DataFrame({step: mean_interval(at["value"])._asdict() for step, at in of.groupby("step")}).T
             if of["seed"].nunique() > 1:
@@ -353,12 +362,10 @@ def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame,
         row[0].set_ylabel({"return": "dense return", "success": "success"}.get(metric, metric))
     handles = []
     for curve, counts in seeds.items():
-        method = curves.loc[curve, "method"]
-        several = (curves["method"] == method).sum() > 1
-        line = "-." if method == "fb_zero_shot" else ":" if changed[curve] else "-"
-        handles.append(pyplot.Line2D(
-            [], [], color=figures.colour(_plain(method)), marker="o", markersize=2, linestyle=line,
-            label=f"{curve if several else figures.label(_plain(method))} (n={figures._span(counts)})"))
+        method, _, tone, line = curves.loc[curve]
+        name = curve if (curves["method"] == method).sum() > 1 else figures.label(_plain(method))
+        handles.append(pyplot.Line2D([], [], color=tone, marker="o", markersize=2, linestyle=line,
+                                     label=f"{name} (n={figures._span(counts)})"))
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]
     fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)
