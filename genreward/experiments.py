@@ -90,6 +90,7 @@ class Experiment:
     item      what the paper calls it; question: what it answers
     main      of the budget's `main_steps`; seeds: at most so many (None: the budget's)
     fresh     so many seeds after the budget's instead: for a question that arose from those
+    times     so many times the length that it would have
     pixels    DreamerV3 from pictures, for the budget's `pixel_steps`, whatever the budget's agent is
     """
 
@@ -101,6 +102,7 @@ class Experiment:
     main: bool = False
     seeds: int | None = None
     fresh: int = 0
+    times: int = 1
     pixels: bool = False
 
     def runs(self, profile: str | Profile) -> list[Run]:
@@ -114,6 +116,8 @@ class Experiment:
         budget = budget_of(profile)
         steps = budget.main_steps if self.main else budget.pixel_steps if self.pixels else budget.steps
         agent = "dreamer" if self.pixels else budget.agent
+        if self.times != 1:
+            steps = self.times * (steps or (profile.run.sac_steps if agent == "sac" else profile.run.dreamer_steps))
         tasks = self.tasks if budget.cut is None else budget.cut
         seeds = (range(budget.seeds, budget.seeds + self.fresh) if self.fresh
                  else range(min(budget.seeds, self.seeds or budget.seeds)))
@@ -181,6 +185,8 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    EASY, (Arm("dense"), Arm("sparse"), *_arms(*COMPARED, dense=False))),
         Experiment("again", "Fig. 5, easy task again", "what the budget's seeds hint at, on seeds that nobody has seen",
                    ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), Arm(sparse_ours, ((alpha, 0.0),))), fresh=7),
+        Experiment("longer", "Fig. 5, easy task longer", "does the sparse reward alone get there with twice the steps, "
+                   "on the same fresh seeds", ("drawer-close",), (Arm("sparse"),), fresh=7, times=2),
         Experiment("pixels", "Fig. 5, from pictures", "DreamerV3 from pictures, as the paper has it", ("drawer-close",),
                    tuple(Arm(method, (("dreamer.observation", "pixels"),)) for method in (
                        "dense", "sparse", sparse_ours)), pixels=True),

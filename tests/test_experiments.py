@@ -421,6 +421,19 @@ def test_fresh_seeds_are_none_that_the_figures_have_and_the_runs_are_the_same_ot
         assert replace(run, seed=0) == known[task, method, variant, 0]
 
 
+@pytest.mark.parametrize(("profile", "length"), [("laptop", 30_720), ("gpu", None)])
+def test_a_longer_control_is_the_same_runs_taken_twice_as_far(profile, length):
+    """A run that one figure wants longer is made once, that long; the other figure's own length is not touched."""
+    once, twice = ({run.run_id: run for run in experiments.grid(profile, [name])} for name in ("again", "longer"))
+    own = length or profiles.get_profile(profile).run.dreamer_steps
+    assert set(twice) < set(once) and {run.method for run in twice.values()} == {"sparse"}
+    for name, run in twice.items():
+        assert once[name].steps == length and run.steps == 2 * own
+        assert replace(run, steps=length) == once[name]
+    whole = {run.run_id: run.steps for run in experiments.grid(profile)}
+    assert all(whole[name] == 2 * own for name in twice)
+
+
 # --- after the code has changed ---------------------------------------------------------------------------------------
 
 
