@@ -65,23 +65,29 @@ def curve_name(run: Run) -> str:
     return ", ".join(words if alone else [figures.label(_plain(run.method)), *words])
 
 
-def members(profile: str | Profile, name: str) -> pd.DataFrame:
+def members(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
     """Every run that an experiment declares: run, task, method, variant, picture (the variant's part that changes what
-    is seen), curve (its printed name), agent, seed, wanted (environment steps), steps (on record), done."""
+    is seen), curve (its printed name), agent, seed, wanted (environment steps), steps (on record), done. Of several
+    experiments together: a run that two of them have stands there once, with the longest length that it has reached.
+    """
     profile = profiles.get_profile(profile)
-    where, lines = profiles.paths(profile).runs, []
-    for run in experiments.chosen(profile, [name])[0].runs(profile):
+    where, lines = profiles.paths(profile).runs, {}
+    chosen = experiments.chosen(profile, [name] if isinstance(name, str) else name)
+    for run in (run for experiment in chosen for run in experiment.runs(profile)):
         kept = where / f"{run.run_id}.json"
         there = kept.is_file() and (where / f"{run.run_id}.csv").is_file()
         steps = int(files.read_json(kept).get("steps", 0)) if there else -1
         wanted = training.total_steps(run, profile)
-        lines.append({"run": run.run_id, "task": run.task, "method": run.method, "variant": run.variant,
-                      "picture": "".join(f"+{training.change_name(name, value)}" for name, value in run.changes
-                                         if name in PICTURE),
-                      "curve": curve_name(run), "agent": run.agent, "seed": run.seed, "wanted": wanted,
-                      "steps": max(steps, 0), "done": there and steps >= wanted})
-    return pd.DataFrame(lines, columns=["run", "task", "method", "variant", "picture", "curve", "agent", "seed",
-                                        "wanted", "steps", "done"])
+        line = {"run": run.run_id, "task": run.task, "method": run.method, "variant": run.variant,
+                "picture": "".join(f"+{training.change_name(name, value)}" for name, value in run.changes
+                                   if name in PICTURE),
+                "curve": curve_name(run), "agent": run.agent, "seed": run.seed, "wanted": wanted,
+                "steps": max(steps, 0), "done": there and steps >= wanted}
+        known = lines.setdefault(run.run_id, line)
+        if (line["done"], wanted) > (known["done"], known["wanted"]):
+            known.update(line)
+    return pd.DataFrame(lines.values(), columns=["run", "task", "method", "variant", "picture", "curve", "agent",
+                                                 "seed", "wanted", "steps", "done"])
 
 
 def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
@@ -98,9 +104,9 @@ def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def rows(profile: str | Profile, name: str) -> pd.DataFrame:
-    """The rows of an experiment's finished runs (`results.load`), up to the length that it asks for, with `curve`,
-    `variant` and `agent`; `method` is the run's own name of it."""
+def rows(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
+    """The rows of the finished runs of an experiment or of several (`results.load`), up to the length that is asked
+    for, with `curve`, `variant` and `agent`; `method` is the run's own name of it."""
     declared, where = members(profile, name), profiles.paths(profile).runs
     finished = declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]]
     tables = [results.read_run(where / f"{run}.csv").assign(run=run) for run in finished["run"]]
@@ -211,24 +217,34 @@ def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
     return found.assign(**{name: [line[place] for line in beside] for place, name in enumerate(columns)})
 
 
-def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return") -> pd.DataFrame:
+def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return",
+              longer: str | None = None, step: int | None = None) -> pd.DataFrame:
     """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
     metric), low, high (Welch's 95% interval), n (of the smaller group). Only where both have finished runs.
 
     control: the curve that all are set against (its printed name); None: the same environment reward alone, seen in
-    the same way.
+    the same way. longer: the experiment whose runs are the controls, after `step` environment steps (None: after its
+    last), which the control's name then says.
     """
-    table = rows(profile, name)
-    ends = table[table["metric"] == metric].sort_values("step").groupby("run").last()
-    ends = ends.loc[[run for run in members(profile, name)["run"] if run in ends.index]]  # in the order of declaration
+    ends = _ends(profile, name, metric)
+    others = ends if longer is None else _ends(profile, longer, metric, step)
     lines = []
     for (task, curve, method, picture), of in ends.groupby(["task", "curve", "method", "picture"], sort=False):
-        alone = ends[(ends["task"] == task) & (ends["curve"] == control if control is not None else (
-            ends["method"] == training.METHODS[method].env_reward) & (ends["variant"] == picture))]
+        alone = others[(others["task"] == task) & (others["curve"] == control if control is not None else (
+            others["method"] == training.METHODS[method].env_reward) & (others["variant"] == picture))]
         if len(alone) and curve != (against := alone["curve"].iloc[0]):
-            lines.append({"task": task, "curve": curve, "method": method, "control": against,
+            taken = f", {alone['step'].max():,} steps" if longer is not None else ""
+            lines.append({"task": task, "curve": curve, "method": method, "control": against + taken,
                           **comparison.difference(of["value"], alone["value"])._asdict()})
     return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
+
+
+def _ends(profile: str | Profile, name: str, metric: str, step: int | None = None) -> pd.DataFrame:
+    """The last row (or that of `step`) of a metric of each finished run of an experiment, by run, as declared."""
+    table = rows(profile, name)
+    table = table[(table["metric"] == metric) & (table["step"] == step if step is not None else True)]
+    ends = table.sort_values("step").groupby("run").last()
+    return ends.loc[[run for run in members(profile, name)["run"] if run in ends.index]]
 
 
 def number(value: float) -> str:
@@ -247,12 +263,15 @@ def gained(row: Any) -> str:
     return f"{'+' * (row.value > 0)}{ranged(row)}"
 
 
-def sentences(profile: str | Profile, name: str, control: str | None = None) -> list[str]:
+def sentences(profile: str | Profile, name: str, control: str | None = None, longer: str | None = None,
+              step: int | None = None) -> list[str]:
     """`contrasts` in words, a line each; where there are none, the command that makes the runs."""
-    found, several = contrasts(profile, name, control), members(profile, name)["task"].nunique() > 1
+    found = contrasts(profile, name, control, longer=longer, step=step)
+    several = members(profile, name)["task"].nunique() > 1
     said = [f"{f'{row.task}, ' * several}{row.curve}: {gained(row)} against '{row.control}' "
             f"(n={row.n}{', no interval' * math.isnan(row.low)})" for row in found.itertuples()]
-    return said or [f"nothing can be said yet: make results PROFILE={profiles.get_profile(profile).name} ONLY={name}"]
+    profile, missing = profiles.get_profile(profile), f'"{name} {longer}"' if longer else name
+    return said or [f"nothing can be said yet: make results PROFILE={profile.name} ONLY={missing}"]
 
 
 def alone(found: pd.DataFrame) -> dict[str, float]:
@@ -299,14 +318,14 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def learning_figure(profile: str | Profile, name: str, references: pd.DataFrame, metric: str = "return",
-                    columns: int = 3, width: float = 7.2) -> Figure:
-    """Learning curves of an experiment, a panel a task: each seed (thin) and their mean, a colour a method (a second
-    variant of it is dotted); F and B's own policy, which does not learn, as a line across; random and expert dashed.
-    Student's 95% interval is a band, or, where more than three curves are declared, a whisker of the last mean beside
-    the curves: that many bands hide each other. A panel without a finished run says so. The legend gives n, as a range
-    where it differs between panels. Panels are as high as their curves: an interval of two seeds, six times as wide as
-    one of three, may leave them.
+def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
+                    metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
+    """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
+    colour a method (a second variant of it is dotted); F and B's own policy, which does not learn, as a line across;
+    random and expert dashed. Student's 95% interval is a band, or, where more than three curves are declared, a whisker
+    of the last mean beside the curves: that many bands hide each other. A panel without a finished run says so. The
+    legend gives n, as a range where it differs between panels. Panels are as high as their curves: an interval of two
+    seeds, six times as wide as one of three, may leave them.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)

@@ -181,12 +181,14 @@ def _tex(text: str) -> str:
 def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n: int | None = None,
                 digits: int = 4) -> Path:
     """Write a table as `.csv` (full precision), `.md` and `.tex` (`digits` significant digits) under
-    `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path."""
+    `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path. A table without rows says
+    "none on record" under its heads (and has heads only as `.csv`); one without columns is an InputError."""
     base = _target(name, profile)
-    if df.empty:
-        raise InputError(f"table {name}: no rows")
+    if not len(df.columns):
+        raise InputError(f"table {name}: no columns")
     heads = [str(column) for column in df.columns]
     lines = [[_cell(value, digits) for value in row] for row in df.itertuples(index=False, name=None)]
+    lines = lines or [["none on record", *[""] * (len(heads) - 1)]]
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in df.dtypes]
     stamp = _stamp(profile, n)
     with atomic_path(base.with_suffix(".csv")) as temporary:

@@ -91,6 +91,42 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
 
 
+def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_figure(tiny, monkeypatch):
+    """Two runs that `again` stops at 768 steps and a second experiment takes to 1,536."""
+    arms = (Arm("sparse"), Arm("genreward_sound"))
+    both = {"again": Experiment("again", "", "", ("reach",), arms, seeds=2),
+            "longer": Experiment("longer", "", "", ("reach",), arms[:1], seeds=2, times=2)}
+    monkeypatch.setattr(experiments, "experiments", lambda profile: both)
+    once, twice = both["again"].runs("tiny"), both["longer"].runs("tiny")
+    assert {run.run_id: run.steps for run in twice} == {run.run_id: 1536 for run in once if run.method == "sparse"}
+    for run in once:
+        record(run, [0.0, 0.0, 9.0 + run.seed])
+    name = "GenReward (every step, buffer targets)"
+    claim = "Fig. 5, easy task longer"
+    assert finding(claim) == (claims.OPEN, "make results PROFILE=tiny ONLY=longer")
+    assert evidence.contrasts("tiny", "again", longer="longer").empty  # the longer control is not there yet
+    assert evidence.sentences("tiny", "again", longer="longer") == [
+        'nothing can be said yet: make results PROFILE=tiny ONLY="again longer"']
+    together = evidence.members("tiny", ["again", "longer"])
+    assert len(together) == 4 and together["done"].all() and set(together["wanted"]) == {768}
+    record(twice[0], [0.0, 0.0, 1.0, 2.0, 3.0, 8.0])
+    record(twice[1], [0.0, 0.0, 2.0, 2.5, 3.0, 8.5])
+    found = evidence.contrasts("tiny", "again", longer="longer").iloc[0]
+    assert (found["curve"], found["control"], found["n"]) == (name, "Sparse reward, 1,536 steps", 2)
+    assert found["value"] == pytest.approx(9.5 - 8.25)
+    assert evidence.contrasts("tiny", "again").iloc[0]["value"] == pytest.approx(9.5 - 1.5)  # at again's own length
+    assert finding(claim).verdict == claims.NOT and "+1.25 [" in finding(claim).numbers
+    early = evidence.contrasts("tiny", "again", longer="longer", step=1024).iloc[0]
+    assert early["value"] == pytest.approx(9.5 - 2.25) and early["control"] == "Sparse reward, 1,024 steps"
+    longest = evidence.members("tiny", ["again", "longer"]).groupby("method")["wanted"].max()
+    assert longest.to_dict() == {"sparse": 1536, "genreward_sound": 768}
+    assert evidence.rows("tiny", ["again", "longer"]).groupby("curve")["step"].max().to_dict() == {
+        "Sparse reward": 1536, name: 768}
+    record(twice[0], [0.0, 0.0, 1.0, 2.0, 3.0, 2.0])
+    record(twice[1], [0.0, 0.0, 2.0, 2.5, 3.0, 2.5])
+    assert finding(claim).verdict == claims.REPRODUCED and finding(claim).numbers.endswith("Sparse reward, 1,536 steps")
+
+
 def test_contrasts_in_words_name_both_sides_or_the_command_that_makes_the_runs(tiny, monkeypatch):
     assert evidence.sentences("tiny", "easy") == ["nothing can be said yet: make results PROFILE=tiny ONLY=easy"]
     assert evidence.alone(evidence.summary("tiny", "easy")) == {}
@@ -294,6 +330,10 @@ def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, 
     assert claims.learned("tiny").splitlines()[-3:] == [
         "| drawer-close, paid | the grid's seeds | fresh seeds |", "| --- | --- | --- |",
         "| Sparse reward | 400 (n=1), 100% | 7 (n=1), 0% |"]
+    record(again, [1.0, 2.0, 7.0, 8.0, 9.0, 300.0])  # gone on: its first length is read as before
+    assert claims.learned("tiny").splitlines()[-3:] == [
+        "| drawer-close, paid | the grid's seeds | fresh seeds | fresh seeds, twice the steps |",
+        "| --- | --- | --- | --- |", "| Sparse reward | 400 (n=1), 100% | 7 (n=1), 0% | 300 (n=1), 100% |"]
 
 
 def test_a_study_must_show_it_on_every_task_not_on_their_mean(tiny, monkeypatch):

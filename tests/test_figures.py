@@ -147,8 +147,15 @@ def test_a_table_in_three_forms(root):
     tex = path.with_suffix(".tex").read_text()
     assert r"\begin{tabular}{lrrl}" in tex and r"a\_b & 1.235 & 3 & yes \\" in tex and r"50\% | x" in tex
     assert "1.23456789" in path.with_suffix(".csv").read_text()
-    with pytest.raises(InputError, match="no rows"):
-        figures.write_table(table[:0], "quality", "smoke")
+
+
+def test_a_table_without_rows_says_so_and_one_without_columns_is_refused(root):
+    path = figures.write_table(pd.DataFrame(columns=["task", "n"]), "quality", "smoke", n=0)
+    assert path.read_text().splitlines()[0::2][:2] == ["| task | n |", "| none on record |  |"]
+    assert r"none on record &  \\" in path.with_suffix(".tex").read_text()
+    assert path.with_suffix(".csv").read_text() == "task,n\n"
+    with pytest.raises(InputError, match="no columns"):
+        figures.write_table(pd.DataFrame(), "quality", "smoke")
 
 
 def test_a_film_strip_shows_both_ends_and_marks_the_goal():

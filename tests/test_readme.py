@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, claims, cost, envs, files, goals, rewards, video_model
+from genreward import book, claims, cost, envs, evidence, experiments, files, goals, rewards, video_model
 from genreward.errors import InputError
 from genreward.rewards import base
 from genreward.trajectory import Trajectory
@@ -80,6 +80,18 @@ def test_its_claims_are_those_of_the_records():
     assert between == claims.markdown(claims.findings("laptop"))
     begin, end = claims.LEARNED
     assert TEXT.split(begin)[1].split(end)[0].strip() == claims.learned("laptop")
+
+
+def test_every_gain_that_its_prose_tells_is_one_of_the_records():
+    """A typed "+1,713 [1,177, 2,248]" must be what some experiment says today."""
+    prose = TEXT
+    for begin, end in (claims.LEARNED, (claims.BEGIN, claims.END)):
+        prose = prose.split(begin)[0] + prose.split(end)[1]
+    told = set(re.findall(r"\+[\d,.]+ \[-?[\d,.]+,\s-?[\d,.]+\]", prose))
+    tables = [evidence.contrasts("laptop", name) for name in experiments.experiments("laptop") if name != "base"]
+    tables.append(evidence.contrasts("laptop", "again", longer="longer"))
+    known = {evidence.gained(row) for table in tables for row in table.itertuples()}
+    assert told and {" ".join(gain.split()) for gain in told} <= known
 
 
 def test_its_table_is_the_books():
