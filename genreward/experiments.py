@@ -184,7 +184,8 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
         Experiment("easy", "Fig. 5, easy tasks", "the same where learning shows within a small budget, sparse reward",
                    EASY, (Arm("dense"), Arm("sparse"), *_arms(*COMPARED, dense=False))),
         Experiment("again", "Fig. 5, easy task again", "what the budget's seeds hint at, on seeds that nobody has seen",
-                   ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), Arm(sparse_ours, ((alpha, 0.0),))), fresh=7),
+                   ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), Arm(sparse_ours, ((alpha, 0.0),)),
+                                       Arm(sparse_ours, (("goal", "random_frame"),))), fresh=7),
         Experiment("longer", "Fig. 5, easy task longer", "does the sparse reward alone get there with twice the steps, "
                    "on the same fresh seeds", ("drawer-close",), (Arm("sparse"),), fresh=7, times=2),
         Experiment("pixels", "Fig. 5, from pictures", "DreamerV3 from pictures, as the paper has it", ("drawer-close",),
