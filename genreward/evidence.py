@@ -321,11 +321,11 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
-    colour a method (a second variant of it is dotted); F and B's own policy, which does not learn, as a line across;
-    random and expert dashed. Student's 95% interval is a band, or, where more than three curves are declared, a whisker
-    of the last mean beside the curves: that many bands hide each other. A panel without a finished run says so. The
-    legend gives n, as a range where it differs between panels. Panels are as high as their curves: an interval of two
-    seeds, six times as wide as one of three, may leave them.
+    colour a method (its variants differ in line and marker); F and B's own policy, which does not learn, as a line
+    across; random and expert dashed. Student's 95% interval is a band, or, where more than three curves are declared, a
+    whisker of the last mean beside the curve's end: that many bands hide each other. A panel without a finished run
+    says so. The legend gives n, as a range where it differs between panels. Panels are as high as their curves: an
+    interval of two seeds, six times as wide as one of three, may leave them.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -336,14 +336,17 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
     curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
     curves["tone"] = [figures.colour(_plain(method)) for method in curves["method"]]
-    curves["line"] = np.where(curves["agent"] == "zero_shot", "-.", np.where(curves["method"].duplicated(), ":", "-"))
+    which = curves.groupby("method").cumcount()  # of the curves of one method
+    curves["line"] = ["-." if agent == "zero_shot" else ("-", ":", "--")[number % 3]
+                      for agent, number in zip(curves["agent"], which, strict=True)]
+    curves["marker"] = ["os^"[number % 3] for number in which]
     learners = list(curves.index[curves["agent"] != "zero_shot"])
     banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
         here = table[(table["task"] == task) & (table["metric"] == metric)]
         steps = max(declared.loc[declared["task"] == task, "wanted"].max(), 1)
-        for curve, tone, line in curves[["tone", "line"]].itertuples():
+        for curve, tone, line, marker in curves[["tone", "line", "marker"]].itertuples():
             of = here[here["curve"] == curve]
             if of.empty:
                 continue
@@ -356,13 +359,13 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
             if of["seed"].nunique() > 1:
                 for _, one in of.sort_values("step").groupby("seed"):
                     axis.plot(one["step"], one["value"], linewidth=0.5, alpha=0.5, gid="seed", **look)
-            axis.plot(means.index, means["value"], marker="o", markersize=2, linewidth=1.4, **look)
+            axis.plot(means.index, means["value"], marker=marker, markersize=2, linewidth=1.4, **look)
             if banded and means["low"].notna().any():
                 axis.fill_between(means.index, means["low"], means["high"], color=tone, alpha=0.12, linewidth=0)
             elif not banded and not math.isnan((end := means.iloc[-1])["low"]):
-                place = steps * (1.05 + 0.035 * learners.index(curve))
-                axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]], fmt="o",
-                              color=tone, markersize=3, linewidth=1.2)
+                place = means.index[-1] + steps * (0.05 + 0.035 * learners.index(curve))
+                axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]],
+                              fmt=marker, color=tone, markersize=3, linewidth=1.2)
         for policy, line in (("expert", "--"), ("random", ":")):
             if (task, policy) in references.index:
                 axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
@@ -381,9 +384,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
         row[0].set_ylabel({"return": "dense return", "success": "success"}.get(metric, metric))
     handles = []
     for curve, counts in seeds.items():
-        method, _, tone, line = curves.loc[curve]
+        method, _, tone, line, marker = curves.loc[curve]
         name = curve if (curves["method"] == method).sum() > 1 else figures.label(_plain(method))
-        handles.append(pyplot.Line2D([], [], color=tone, marker="o", markersize=2, linestyle=line,
+        handles.append(pyplot.Line2D([], [], color=tone, marker=marker, markersize=2, linestyle=line,
                                      label=f"{name} (n={figures._span(counts)})"))
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]

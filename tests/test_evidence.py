@@ -224,16 +224,22 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
     assert sum(text.get_text() == "no run on record" for text in fig.axes[0].texts) == int((found["n"] == 0).sum())
 
 
-def test_a_variant_is_a_curve_of_its_own(tiny):
-    ends = {"": 20.0, "+sound_alpha-0.0": 90.0}
-    for variant, end in ends.items():
-        for run in runs("reach", "genreward_sound", variant):
-            record(run, [1.0, 2.0, end + run.seed])
+def test_a_variant_is_a_curve_of_its_own(tiny, monkeypatch):
+    changes = ((), (("reward.sound_alpha", 0.0),), (("goal", "random_frame"),))
+    trial = replace(TRIAL, tasks=("reach",), arms=tuple(Arm("genreward_sound", change) for change in changes))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    ends = {"": 20.0, "+sound_alpha-0.0": 90.0, "+goal-random_frame": 50.0}
+    for run in trial.runs("tiny"):
+        record(run, [1.0, 2.0, ends[run.variant] + run.seed])
     fig = evidence.learning_figure("tiny", "easy", pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []])))
-    drawn = {line.get_linestyle(): line.get_ydata()[-1] for line in fig.axes[0].lines if line.get_gid() != "seed"}
-    assert drawn == {"-": 21.0, ":": 91.0}
-    assert [text.get_text() for text in fig.legends[0].get_texts()][:2] == [
-        "GenReward (every step, buffer targets) (n=3)", "without the video-level reward (n=3)"]
+    drawn = {(line.get_linestyle(), line.get_marker()): line.get_ydata()[-1] for line in fig.axes[0].lines
+             if line.get_gid() != "seed"}
+    assert drawn == {("-", "o"): 21.0, (":", "s"): 91.0, ("--", "^"): 51.0}
+    told = fig.legends[0]
+    assert [text.get_text() for text in told.get_texts()][:3] == [
+        "GenReward (every step, buffer targets) (n=3)", "without the video-level reward (n=3)",
+        "goal frame at random (n=3)"]
+    assert [(line.get_linestyle(), line.get_marker()) for line in told.get_lines()][:3] == list(drawn)
 
 
 @pytest.mark.parametrize("more", [(), ("dense", "roboclip")])
