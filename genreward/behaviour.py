@@ -40,11 +40,11 @@ def record(run: Run, episodes: int | None = None) -> Path:
     """Play a finished run's policy (None: as many episodes as an evaluation has) and write what it did and was paid;
     returns the table.
 
-    Rows (step: the run's): return, success, progress_end, progress_best (means over the episodes); for each term
-    paid_<term> (sum of an episode, mean), share_<term> (of the absolute sum of all terms), payments_<term> (how many
-    were not 0) and correlation_<term>: Spearman's between those payments and the true progress of the state that they
-    were paid for, over all episodes; left out where there are fewer than 3 or either does not vary, and on tasks
-    without a measure of progress. InputError when the checkpoint is not here.
+    Rows (step: how far the run has come, maybe further than is asked for): return, success, progress_end, progress_best
+    (means over the episodes); for each term paid_<term> (sum of an episode, mean), share_<term> (of the absolute sum of
+    all terms), payments_<term> (how many were not 0) and correlation_<term>: Spearman's between those payments and the
+    true progress of the state that they were paid for, over all episodes; left out where there are fewer than 3 or
+    either does not vary, and on tasks without a measure of progress. InputError when the checkpoint is not here.
     """
     profile = training.check_run(run)
     episodes = profile.run.evaluation_episodes if episodes is None else episodes
@@ -70,7 +70,7 @@ def record(run: Run, episodes: int | None = None) -> Path:
     finally:
         env.close()
     measured = _measures(run.task, played)
-    steps = training.total_steps(run, profile)
+    steps = int(files.read_json(profiles.paths(profile).runs / f"{run.run_id}.json").get("steps", 0))
     rows = [{"experiment": "behaviour", "method": run.label, "task": run.task, "seed": run.seed, "step": steps,
              "metric": metric, "value": value} for metric, value in measured.items()]
     target = folder(profile)

@@ -158,26 +158,6 @@ def references(profile: str | profiles.Profile, task: str, episodes: int, seed: 
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("policy")
 
 
-def trained_policy(profile: str | profiles.Profile, task: str, methods: Sequence[str]) -> tuple[str, Any] | None:
-    """(run id, observation -> action) of the first SAC run, in the order of `methods`, whose checkpoint is there.
-
-    Checkpoints are not committed: a fresh clone has none, and the answer is None.
-    """
-    chosen = profiles.get_profile(profile)
-    for method in methods:
-        for seed in range(chosen.run.seeds):
-            run = Run(task, method, "sac", seed, chosen.name, chosen.name)
-            path = profiles.paths(chosen).checkpoints / f"{run.run_id}.pt"
-            if path.is_file():
-                from .agents.checkpoints import read_checkpoint
-                from .agents.sac import SACAgent
-
-                agent = SACAgent(envs.make_env(task), chosen.sac, seed, chosen.device)
-                agent.load_state_dict(read_checkpoint(path)["agent"])
-                return run.run_id, agent.act
-    return None
-
-
 # --- what it cost -----------------------------------------------------------------------------------------------------
 
 

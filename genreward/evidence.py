@@ -69,6 +69,7 @@ def members(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
     """Every run that an experiment declares: run, task, method, variant, picture (the variant's part that changes what
     is seen), curve (its printed name), agent, seed, wanted (environment steps), steps (on record), done. Of several
     experiments together: a run that two of them have stands there once, with the longest length that it has reached.
+    Where several agents learn, a curve's name ends in its agent's.
     """
     profile = profiles.get_profile(profile)
     where, lines = profiles.paths(profile).runs, {}
@@ -86,8 +87,12 @@ def members(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
         known = lines.setdefault(run.run_id, line)
         if (line["done"], wanted) > (known["done"], known["wanted"]):
             known.update(line)
-    return pd.DataFrame(lines.values(), columns=["run", "task", "method", "variant", "picture", "curve", "agent",
-                                                 "seed", "wanted", "steps", "done"])
+    found = pd.DataFrame(lines.values(), columns=["run", "task", "method", "variant", "picture", "curve", "agent",
+                                                  "seed", "wanted", "steps", "done"])
+    learns = found["agent"] != "zero_shot"
+    if found.loc[learns, "agent"].nunique() > 1:
+        found.loc[learns, "curve"] += ", " + found.loc[learns, "agent"].map(comparison.AGENT_NAMES)
+    return found
 
 
 def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
@@ -292,10 +297,11 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
     """What finished agents were paid in their own episodes, as `behaviour` recorded it: task, curve, term, share (of
     all that was paid, in absolute value), correlation (Spearman's, of the term's payments with the true progress of
     the paid states; mean over seeds), low, high (Student's 95% interval, cut to [-1, 1]), n (seeds), progress (mean of
-    the episodes' last). Empty where nothing is on record."""
+    the episodes' last). Policies of the experiment's own length only; empty where nothing is on record."""
     table = results.load(behaviour.folder(profile)).drop(columns="method")
     declared = members(profile, name)
-    table = table.merge(declared.loc[declared["done"], ["run", "curve"]], on="run")
+    finished = declared.loc[declared["done"], ["run", "curve", "wanted"]]
+    table = table.merge(finished, left_on=["run", "step"], right_on=["run", "wanted"])
     lines = []
     for (task, curve), of in table.groupby(["task", "curve"], sort=False):
         at = of.set_index(["metric", "seed"])["value"]

@@ -419,11 +419,17 @@ def test_finished_runs_are_played_once_and_again_when_they_have_gone_on(tiny, mo
     (longer,) = experiments.grid("tiny")
     training.train_agent(longer, progress=False)
     assert behaviour.missing("tiny") == [longer]
+    twin = replace(trial, times=2)
+    monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=32))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial, "longer": twin})
+    assert evidence.paid("tiny", "easy")["n"].tolist() == [1] and evidence.paid("tiny", "longer").empty
+    behaviour.make("tiny", ["easy"], episodes=1)  # asked for by the shorter one, and played as far as it has come
+    assert evidence.paid("tiny", "easy").empty and evidence.paid("tiny", "longer")["n"].tolist() == [1]
     (profiles.paths("tiny").checkpoints / f"{run.run_id}.pt").unlink()
     assert behaviour.missing("tiny") == []  # what is known of it stays, and nothing more can be
     with pytest.raises(InputError, match="no such checkpoint|checkpoint"):
         training.restore(longer)
-    assert files.read_json(behaviour.folder("tiny") / f"{run.run_id}.json")["episodes"] == 2
+    assert files.read_json(behaviour.folder("tiny") / f"{run.run_id}.json")["episodes"] == 1
 
 
 def test_a_policy_is_restored_as_it_was_evaluated(tiny, monkeypatch):
@@ -437,6 +443,14 @@ def test_a_policy_is_restored_as_it_was_evaluated(tiny, monkeypatch):
     env.close()
     again = training.evaluate(act, "reach", run.seed * 1000 + 2, 2, 32)
     assert again["return"] == last
+
+
+def test_curves_of_two_agents_are_told_apart(tiny):
+    first = evidence.members("tiny", "base")
+    assert set(first["agent"]) == {"sac", "dreamer"}
+    assert {"Sparse reward, SAC", "Sparse reward, DreamerV3"} < set(first["curve"])
+    assert not first.duplicated(["task", "curve", "seed"]).any()
+    assert "Sparse reward" in set(evidence.members("tiny", "easy")["curve"])  # one learns, the other is evaluated
 
 
 def test_labels_have_colours():
