@@ -10,6 +10,7 @@ command, on one machine or several that share a folder, the grid goes on and end
     python -m genreward.experiments run --profile laptop --only fig9    # make what is missing
     python -m genreward.experiments run --only easy --tasks reach --methods dense sparse   # a part of it
     python -m genreward.experiments vouch --profile laptop              # does changed code still give the same numbers?
+    python -m genreward.experiments repeat --only easy --pick 3         # three runs at random, from nothing: the same?
     RAY_ADDRESS=... python -m genreward.experiments run --executor ray  # the same on a cluster that shares a folder
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import random
 import shutil
 import sys
 import tempfile
@@ -466,7 +468,7 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     for runs in groups.values():
         one = min(runs, key=lambda run: (run.seed, run.variant, run.task))
         print(f"{one.run_id}: made again up to its first evaluation", flush=True)
-        why = _difference(one)
+        _, why = _compared(one, whole=False)
         for run in runs if not why else ():
             training.adopt(run, one.run_id)
         lines.append({"runs": len(runs), "made": one.run_id, "same": not why, "why": why})
@@ -475,12 +477,38 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     return lines
 
 
-def _difference(run: Run) -> str:
-    """What of a run's first evaluation is not as on record when it is made again: "" where all is."""
+def repeat(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING, pick: int | None = None,
+           seed: int = 0) -> list[dict[str, Any]]:
+    """Make finished runs again from nothing, whole, and compare every number but the seconds with the record, which is
+    not touched. On the machine and libraries that made them they come out bit for bit; others may round otherwise.
+
+    pick: so many of them, drawn at random by `seed` (None: all). Runs that read something that is not here (a clone
+    has no weights that were left out of it) are left out. InputError where no run is left, or fewer than `pick`.
+
+    One line a run: run, numbers (how many were compared), same, why (what differs first, else "").
+    """
+    if pick is not None and pick < 1:
+        raise InputError(f"pick must be at least 1, got {pick}")
+    runs = [run for run in grid(profile, only, part) if training.examine(run) == ("done", "")]
+    if len(runs) < (pick or 1):
+        raise InputError(f"{len(runs)} of these runs are on record with everything that they read; at least "
+                         f"{pick or 1} wanted: see python -m genreward.experiments list")
+    lines = []
+    for run in runs if pick is None else random.Random(seed).sample(runs, pick):
+        print(f"{run.run_id}: made again from nothing", flush=True)
+        numbers, why = _compared(run)
+        lines.append({"run": run.run_id, "numbers": numbers, "same": not why, "why": why})
+        print(f"  {f'differs: {why}' if why else f'the same, all {numbers} numbers'}", flush=True)
+    return lines
+
+
+def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
+    """How many of a run's numbers were compared when it was made again (the whole of it, or up to its first
+    evaluation), and what is not as on record: "" where all is, else the numbers of the first step with a difference."""
     profile = training.check_run(run)
     kept = results.read_run(profiles.paths(profile).runs / f"{run.run_id}.csv")
-    first = int(kept["step"].min())
-    again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else first)
+    until = int(kept["step"].max() if whole else kept["step"].min())
+    again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
     checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.unlink(missing_ok=True)
@@ -488,20 +516,23 @@ def _difference(run: Run) -> str:
             made = results.read_run(training.train_agent(again, progress=False, folder=Path(folder)))
         finally:
             checkpoint.unlink(missing_ok=True)
-    old, new = ({row.metric: row.value for row in table.itertuples() if row.step == first and row.metric != "seconds"}
-                for table in (kept, made))
-    return "; ".join(f"{metric} at step {first}: {old.get(metric)} on record, {new.get(metric)} now"
-                     for metric in sorted(old.keys() | new.keys()) if old.get(metric) != new.get(metric))
+    old, new = ({(row.step, row.metric): row.value for row in table.itertuples()
+                 if row.step <= until and row.metric != "seconds"} for table in (kept, made))
+    other = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return len(old), "; ".join(f"{metric} at step {step}: {old.get((step, metric))} on record, "
+                               f"{new.get((step, metric))} now" for step, metric in other if step == other[0][0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("list", "run", "vouch"))
+    parser.add_argument("command", choices=("list", "run", "vouch", "repeat"))
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(experiments("laptop")))
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="run, vouch: only these tasks of the experiments")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run, vouch: only these methods")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run, vouch: only these seeds")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="only these tasks of the experiments (not of list)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
+    parser.add_argument("--pick", type=int, metavar="N", help="repeat: so many, drawn at random (default: all)")
+    parser.add_argument("--draw", type=int, default=0, metavar="SEED", help="repeat: another draw of --pick")
     parser.add_argument("--jobs", type=int, help="runs at once on this machine (default: one a core)")
     parser.add_argument("--executor", default="joblib", choices=EXECUTORS, help="ray: the cluster at RAY_ADDRESS")
     parser.add_argument("--accept-code", action="store_true",
@@ -519,6 +550,11 @@ def main() -> None:
         found = vouch(arguments.profile, arguments.only, part)
         if different := [line["made"] for line in found if not line["same"]]:
             raise InputError(f"not the same any more: {', '.join(different)}; their records are as they were")
+        return
+    if arguments.command == "repeat":
+        found = repeat(arguments.profile, arguments.only, part, arguments.pick, arguments.draw)
+        if different := [line["run"] for line in found if not line["same"]]:
+            raise InputError(f"not as on record: {', '.join(different)}")
         return
     make(arguments.profile, arguments.only, part=part,
          jobs=arguments.jobs, executor=arguments.executor, accept_code=arguments.accept_code, redo=arguments.redo,

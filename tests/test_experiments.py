@@ -489,3 +489,37 @@ def test_other_numbers_or_files_are_nothing_that_a_comparison_of_code_could_excu
     made = experiments.vouch("tiny", ["base"], part=experiments.Part(methods=["dense"]))
     assert [(line["runs"], line["made"]) for line in made] == [(1, "tiny-reach-sac-dense-s1")]
     assert experiments.standing(run).state == "stale"
+
+
+def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_alone(tiny, capsys):
+    runs = experiments.grid("tiny", ["base"])
+    for run in runs[:3]:
+        training.train_agent(run, progress=False)
+    before = {run.run_id: kept_of(run) for run in runs[:3]}
+    found = experiments.repeat("tiny", ["base"])
+    assert [(line["run"], line["same"], line["why"]) for line in found] == [(run.run_id, True, "") for run in runs[:3]]
+    rows = results.read_run(profiles.paths("tiny").runs / f"{runs[0].run_id}.csv")
+    assert found[0]["numbers"] == (rows["metric"] != "seconds").sum() and rows["step"].max() == 96
+    assert {run.run_id: kept_of(run) for run in runs[:3]} == before
+    assert not [path for place in (profiles.paths("tiny").checkpoints, profiles.paths("tiny").runs)
+                for path in place.glob("vouch-*")]
+
+    rows.loc[(rows["step"] == 64) & (rows["metric"] == "return"), "value"] += 1e-9  # a record that was improved upon
+    results.write_run(profiles.paths("tiny").runs, runs[0].run_id,
+                      rows[["experiment", "method", "task", "seed", "step", "metric", "value"]].to_dict("records"),
+                      kept_of(runs[0]))
+    (other,) = experiments.repeat("tiny", ["base"], experiments.Part(methods=[runs[0].method], seeds=[runs[0].seed]))
+    assert not other["same"] and other["why"].startswith("return at step 64: ") and "step 96" not in other["why"]
+    assert "differs: return at step 64" in capsys.readouterr().out
+
+
+def test_a_draw_of_runs_is_the_same_for_a_seed_and_never_more_than_there_are(tiny, monkeypatch):
+    monkeypatch.setattr(experiments, "_compared", lambda run: (1, ""))
+    for run in experiments.grid("tiny", ["base"]):
+        record(run)
+    draws = [[line["run"] for line in experiments.repeat("tiny", ["base"], pick=2, seed=seed)] for seed in (0, 0, 1, 2)]
+    assert draws[0] == draws[1] and len({tuple(draw) for draw in draws}) > 1 and len(set(draws[0])) == 2
+    with pytest.raises(InputError, match="4 of these runs are on record .* at least 5 wanted"):
+        experiments.repeat("tiny", ["base"], pick=5)
+    with pytest.raises(InputError, match="pick must be at least 1, got 0"):
+        experiments.repeat("tiny", ["base"], pick=0)
