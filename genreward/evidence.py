@@ -265,7 +265,7 @@ def ranged(row: Any) -> str:
 
 def gained(row: Any) -> str:
     """`ranged` of a line of `contrasts`, a gain with its sign."""
-    return f"{'+' * (row.value > 0)}{ranged(row)}"
+    return f"{'+' if row.value > 0 else ''}{ranged(row)}"
 
 
 def sentences(profile: str | Profile, name: str, control: str | None = None, longer: str | None = None,
