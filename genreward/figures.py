@@ -239,7 +239,8 @@ def film_strip(rows: Mapping[str, np.ndarray] | Sequence[np.ndarray] | np.ndarra
     if unknown:
         raise InputError(f"film strip: marks for {', '.join(sorted(unknown))}; valid: {', '.join(named)}")
     aspect = np.mean([clip.shape[1] / clip.shape[2] for clip in named.values()])
-    cell = (width - (1.1 if show_labels else 0)) / columns
+    longest = max(len(line) for name in named for line in name.split("\n"))
+    cell = (width - (max(1.1, 0.06 * longest) if show_labels else 0)) / columns  # 0.06 inches a letter of the labels
     fig, axes = pyplot.subplots(len(named), columns, squeeze=False, layout="compressed",
                                 figsize=(width, len(named) * cell * aspect + (0.3 if titles else 0.1)))
     for row, (name, clip) in zip(axes, named.items(), strict=True):

@@ -158,6 +158,16 @@ def test_a_table_without_rows_says_so_and_one_without_columns_is_refused(root):
         figures.write_table(pd.DataFrame(), "quality", "smoke")
 
 
+def test_a_film_strip_of_long_labels_is_as_high_as_its_smaller_pictures():
+    short, long = (figures.film_strip({name: clip(9), "random": clip(5)}, columns=4) for name in ("expert", "x" * 40))
+    for fig in (short, long):
+        fig.canvas.draw()
+        boxes = [axis.get_window_extent() for axis in fig.axes]
+        empty = fig.bbox.height - (max(box.y1 for box in boxes) - min(box.y0 for box in boxes))
+        assert empty < boxes[0].height / 2
+    assert long.get_figheight() < 0.8 * short.get_figheight() and long.get_figwidth() == short.get_figwidth()
+
+
 def test_a_film_strip_shows_both_ends_and_marks_the_goal():
     fig = figures.film_strip({"expert": clip(9), "random": clip(5)}, columns=3, marks={"expert": 8})
     grid = np.array(fig.axes).reshape(2, 3)
