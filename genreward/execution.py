@@ -180,12 +180,18 @@ class Outcome:
     seconds: float = 0.0
 
 
+def one_thread() -> None:
+    """One thread for torch in this process, where OMP_NUM_THREADS says nothing else: numbers would depend on the
+    machine's cores, and the small models are slower with more."""
+    if "OMP_NUM_THREADS" not in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 def _one(run: Run, attempt: str, examine: Examine, train: Train, tensorboard: bool, root: str | None) -> Outcome:
     """Make one run in this process, alone (its lock) and without ever raising: what went wrong is in the outcome."""
     if root is not None:
         os.environ["GENREWARD_ROOT"] = root
-    if "OMP_NUM_THREADS" not in os.environ and "torch" in sys.modules:  # else numbers would depend on the cores
-        sys.modules["torch"].set_num_threads(1)
+    one_thread()
     began = time.time()
     status = Status(run, attempt, tensorboard)
     try:

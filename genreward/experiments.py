@@ -34,7 +34,7 @@ import joblib
 
 from . import errors, files, locks, profiles, results, training
 from .errors import InputError
-from .execution import EXECUTORS, OnProgress, execute, read_status, span
+from .execution import EXECUTORS, OnProgress, execute, one_thread, read_status, span
 from .profiles import Profile
 from .tasks import PAPER_TASKS
 from .training import Run
@@ -510,6 +510,7 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     until = int(kept["step"].max() if whole else kept["step"].min())
     again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
     checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
+    one_thread()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.unlink(missing_ok=True)
         try:

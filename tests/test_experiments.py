@@ -513,6 +513,22 @@ def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_a
     assert "differs: return at step 64" in capsys.readouterr().out
 
 
+def test_a_run_made_again_has_one_thread_as_the_grid_gave_it(tiny, monkeypatch):
+    import torch
+
+    training.train_agent(run_of(), progress=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), []
+    train = training.train_agent
+    monkeypatch.setattr(training, "train_agent", lambda *given, **more: (
+        seen.append(torch.get_num_threads()), train(*given, **more))[1])
+    try:
+        torch.set_num_threads(2)
+        assert experiments.repeat("tiny", ["base"])[0]["same"] and seen == [1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_draw_of_runs_is_the_same_for_a_seed_and_never_more_than_there_are(tiny, monkeypatch):
     monkeypatch.setattr(experiments, "_compared", lambda run: (1, ""))
     for run in experiments.grid("tiny", ["base"]):
