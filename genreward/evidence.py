@@ -248,8 +248,7 @@ def _ends(profile: str | Profile, name: str, metric: str, step: int | None = Non
     """The last row (or that of `step`) of a metric of each finished run of an experiment, by run, as declared."""
     table = rows(profile, name)
     table = table[(table["metric"] == metric) & (table["step"] == step if step is not None else True)]
-    ends = table.sort_values("step").groupby("run").last()
-    return ends.loc[[run for run in members(profile, name)["run"] if run in ends.index]]
+    return table.sort_values("step").groupby("run").last().loc[table["run"].unique()]
 
 
 def number(value: float) -> str:
@@ -391,9 +390,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     handles = []
     for curve, counts in seeds.items():
         method, _, tone, line, marker = curves.loc[curve]
-        name = curve if (curves["method"] == method).sum() > 1 else figures.label(_plain(method))
+        told = curve if (curves["method"] == method).sum() > 1 else figures.label(_plain(method))
         handles.append(pyplot.Line2D([], [], color=tone, marker=marker, markersize=2, linestyle=line,
-                                     label=f"{name} (n={figures._span(counts)})"))
+                                     label=f"{told} (n={figures._span(counts)})"))
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]
     fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)

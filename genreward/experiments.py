@@ -118,14 +118,14 @@ class Experiment:
         budget = budget_of(profile)
         steps = budget.main_steps if self.main else budget.pixel_steps if self.pixels else budget.steps
         agent = "dreamer" if self.pixels else budget.agent
-        if self.times != 1:
-            steps = self.times * (steps or (profile.run.sac_steps if agent == "sac" else profile.run.dreamer_steps))
         tasks = self.tasks if budget.cut is None else budget.cut
         seeds = (range(budget.seeds, budget.seeds + self.fresh) if self.fresh
                  else range(min(budget.seeds, self.seeds or budget.seeds)))
         every = (Run(task, arm.method, "zero_shot" if arm.method == "fb_zero_shot" else agent, seed,
                      profile.name, profile.name, None if arm.method == "fb_zero_shot" else steps,
                      _real(arm.changes, profile)) for seed in seeds for task in tasks for arm in self.arms)
+        if self.times != 1:
+            every = (replace(run, steps=self.times * _wanted(run, profile)) for run in every)
         return list({run.run_id: run for run in every}.values())
 
 
