@@ -38,6 +38,7 @@ from .execution import EXECUTORS, OnProgress, execute, one_thread, read_status, 
 from .profiles import Profile
 from .tasks import PAPER_TASKS
 from .training import Run
+from .trajectory import uniform_indices
 
 STATES = ("done", "running", "partial", "missing", "damaged", "failed", "stale", "blocked")
 
@@ -164,6 +165,10 @@ VIEWS = ("camera", "recoloured", "expert_video", "random_frame")
 """Those that a task has which the video model was trained on, and the goal frame drawn at random."""
 
 
+FRAMES = 9
+"""So many frames of a goal video, spread evenly, are tried as the goal one by one: all of the laptop's."""
+
+
 def experiments(profile: str | Profile) -> dict[str, Experiment]:
     """Every figure and table that is made of runs, by name. What differs by profile is the budget's sweep and tasks."""
     profile = profiles.get_profile(profile)
@@ -210,6 +215,10 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    ("reach", "drawer-close"),
                    (Arm("fb_zero_shot"), *(Arm("fb_zero_shot", (("goal", source),)) for source in VIEWS),
                     Arm("fb_zero_shot", (("fb.encoder", other_psi),)))),
+        Experiment("every_frame", "Table C, every frame", "is the frame that CLIP chooses the best goal? pi_z toward "
+                   "each of the goal video's frames", ("reach", "drawer-close"),
+                   tuple(Arm("fb_zero_shot", (("goal", f"frame_{index}"),))
+                         for index in uniform_indices(profile.video.num_frames, FRAMES))),
         Experiment("tableA", "Table A", "other environments", ("walker-walk", "door"),
                    (*full, *distracted)),
         Experiment("tableB", "Table B", "goal videos with hallucinations: objects that teleport", ("pick-place",),

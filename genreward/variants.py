@@ -15,10 +15,13 @@ The sources of goal videos (Fig. 10; Tables B and C):
 | expert_video | a real one: the scripted expert from the same start, the upper bound        | demonstration |
 | teleport     | the same, but in known frames the object is somewhere else (hallucinations) | demonstration |
 | random_frame | the profile's own; the goal frame drawn among those that CLIP did not choose | as there      |
+| frame_<k>    | the profile's own; its frame k is the goal frame, whatever its score        | as there      |
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,10 +149,30 @@ def _random_frame(profile: Profile, task: str) -> Goal:
                    provenance=own.provenance | {"goal_source": "random_frame", "clip_index": own.index})
 
 
+def _frame(profile: Profile, task: str, index: int) -> Goal:
+    own = Goal.load(profiles.paths(profile).goals / task)
+    if index >= len(own.video):
+        raise InputError(f"the goal video of {task!r} has no frame {index}; valid: 0 to {len(own.video) - 1}")
+    # Of the ways that a `Goal` knows, "random" is the one in which the score has no part.
+    return replace(own, index=index, selection="random",
+                   provenance=own.provenance | {"goal_source": f"frame_{index}", "clip_index": own.index})
+
+
 SOURCES: dict[str, Callable[[Profile, str], Goal]] = {
     "in_domain": _in_domain, "camera": _seen_otherwise("camera", "camera"),
     "recoloured": _seen_otherwise("colour", "recoloured"), "expert_video": _real(0.0), "teleport": _real(JUMP),
     "random_frame": _random_frame}
+"""Those with a name of their own; `frame_<k>` is one for every frame."""
+
+
+def maker(source: str) -> Callable[[Profile, str], Goal]:
+    """What makes the goals of a source, (profile, task) -> Goal; an unknown source is an InputError."""
+    numbered = re.fullmatch(r"frame_(\d+)", source)
+    if numbered:
+        return functools.partial(_frame, index=int(numbered[1]))
+    if source not in SOURCES:
+        raise errors.unknown("source of goal videos", source, [*SOURCES, "frame_<k>"])
+    return SOURCES[source]
 
 
 def folder(profile: str | Profile, source: str, task: str) -> Path:
@@ -174,8 +197,7 @@ def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[st
             elif name.startswith("fb.") and (METHODS[run.method].fb == "explored" or name == "fb.encoder"):
                 settings[run.task, name, value] = None
     for _, source in goals:
-        if source not in SOURCES:
-            raise errors.unknown("source of goal videos", source, SOURCES)
+        maker(source)
     return list(goals), list(settings)
 
 
@@ -215,7 +237,7 @@ def make(profile: str | Profile) -> None:
             continue
         target = folder(profile, which[0], task)
         if not (target / "goal.json").is_file():
-            SOURCES[which[0]](profile, task).save(target)
+            maker(which[0])(profile, task).save(target)
         normalise(profile, exploration(profile, task, encoder), encoder, Goal.load(target),
                   profiles.paths(profile).fb / f"{task}.pt", path)
 

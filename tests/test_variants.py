@@ -63,6 +63,27 @@ def test_the_random_frame_is_another_one_of_the_same_video_and_always_the_same(k
     assert len(drawn) > 1 and 8 not in drawn  # each task has a draw of its own, and none is CLIP's choice again
 
 
+def test_each_frame_can_be_the_goal_whatever_its_score(kept):
+    profile, own = kept
+    for index in (0, 5, 8):
+        made = variants.maker(f"frame_{index}")(profile, "pick-place")
+        assert made.index == index and (made.frame == own.video[index]).all() and (made.scores == own.scores).all()
+        assert made.provenance["goal_source"] == f"frame_{index}" and made.provenance["clip_index"] == own.index
+    with pytest.raises(InputError, match="the goal video of 'pick-place' has no frame 9; valid: 0 to 8"):
+        variants.maker("frame_9")(profile, "pick-place")
+    with pytest.raises(InputError, match="unknown source of goal videos 'frame_x'; valid: .*frame_<k>"):
+        variants.maker("frame_x")
+
+
+def test_every_frame_of_the_laptops_goal_videos_is_tried_once():
+    declared = variants.wanted("laptop")[0]
+    for task in ("reach", "drawer-close"):
+        assert [source for name, source in declared if name == task and source.startswith("frame_")] == [
+            f"frame_{index}" for index in range(9)]
+    runs = experiments.chosen("laptop", ["every_frame"])[0].runs("laptop")
+    assert len(runs) == len({run.run_id for run in runs}) == 2 * 9 * 3 and {run.agent for run in runs} == {"zero_shot"}
+
+
 def test_real_videos_are_marked_and_say_where_they_are_false(kept):
     profile, _ = kept
     real, false = (variants.SOURCES[name](profile, "pick-place") for name in ("expert_video", "teleport"))
@@ -92,7 +113,7 @@ def test_made_variants_are_what_runs_ask_for_and_are_not_made_twice(kept, monkey
     monkeypatch.setattr(pipeline, "load_encoder", lambda profile: None)
     monkeypatch.setattr(pipeline, "exploration", lambda *anything: {})
     monkeypatch.setattr(variants, "_with_setting", lambda *anything: None)
-    monkeypatch.setattr(variants, "SOURCES", dict.fromkeys(variants.SOURCES, lambda profile, task: kept[1]))
+    monkeypatch.setattr(variants, "maker", lambda source: lambda profile, task: kept[1])
 
     def normalise(profile, replay, encoder, goal, fb, path):
         made.append(path.name)
@@ -103,7 +124,7 @@ def test_made_variants_are_what_runs_ask_for_and_are_not_made_twice(kept, monkey
     assert variants.missing(profile)
     variants.make(profile)
     variants.make(profile)
-    assert len(made) == len(set(made)) == len(variants.SOURCES)
+    assert len(made) == len(set(made)) == len(variants.SOURCES) + experiments.FRAMES
     for run in experiments.grid(profile, ["fig10", "tableB"]):
         if run.goal_source:  # exactly where training looks for them
             assert (variants.folder(profile, run.goal_source, run.task) / "goal.json").is_file()
