@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from . import behaviour, comparison, experiments, figures, files, profiles, results, training
+from .goals import Goal
 from .profiles import Profile
 from .results import Interval
 from .tasks import get_task
@@ -156,6 +157,35 @@ def summary(profile: str | Profile, name: str, references: pd.DataFrame | None =
             line["normalised"] = float(results.normalised(found.value, low, high)) if found.n else math.nan
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def frame_by_frame(profile: str | Profile, name: str = "every_frame") -> pd.DataFrame:
+    """`summary` of an experiment whose sources are the goal video's frames one by one, and beside it what CLIP says of
+    them: frame (its number), score (Eq. 6 before the argmax), chosen (whether it is the goal frame I*)."""
+    found = summary(profile, name)
+    found["frame"] = found["variant"].str.extract(r"frame_(\d+)$", expand=False).astype(int)
+    kept = {task: Goal.load(profiles.paths(profile).goals / task) for task in dict.fromkeys(found["task"])}
+    found["score"] = [float(kept[row.task].scores[row.frame]) for row in found.itertuples()]
+    found["chosen"] = [row.frame == kept[row.task].index for row in found.itertuples()]
+    return found
+
+
+def frame_choice(found: pd.DataFrame) -> pd.DataFrame:
+    """How well CLIP chooses, a line a task of `frame_by_frame`: frames (measured ones), tau and p (Kendall's rank
+    correlation of score and return over them, exact), chosen and its rank by return (1: the best), its value, and best
+    and best_value, the frame with the highest return. Tasks without two measured frames, the chosen one among them, are
+    left out."""
+    lines = []
+    for task, of in found[found["n"] > 0].groupby("task", sort=False):
+        if len(of) < 2 or not of["chosen"].any():
+            continue
+        agreed = stats.kendalltau(of["score"], of["value"])
+        chosen, best = of[of["chosen"]].iloc[0], of.loc[of["value"].idxmax()]
+        lines.append({"task": task, "frames": len(of), "tau": float(agreed.statistic), "p": float(agreed.pvalue),
+                      "chosen": int(chosen["frame"]), "rank": int((of["value"] > chosen["value"]).sum()) + 1,
+                      "value": float(chosen["value"]), "best": int(best["frame"]),
+                      "best_value": float(best["value"])})
+    return pd.DataFrame(lines, columns=["task", "frames", "tau", "p", "chosen", "rank", "value", "best", "best_value"])
 
 
 def reference_table(profile: str | Profile, tasks: Sequence[str], episodes: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -424,6 +454,47 @@ def interval_figure(found: pd.DataFrame, xlabel: str, lines: Mapping[str, float]
         axis.set_xticks([])
     if lines:
         axis.legend(loc="best", fontsize=7)
+    return fig
+
+
+def frames_figure(profile: str | Profile, references: pd.DataFrame, name: str = "every_frame",
+                  width: float = 7.2) -> Figure:
+    """Each frame of the goal video as the goal (`frame_by_frame`), a column a task: the frames, the chosen one framed;
+    CLIP's score of each; the final return with its interval, random actions and the expert across."""
+    found = frame_by_frame(profile, name)
+    tasks = list(dict.fromkeys(found["task"]))
+    fig, axes = pyplot.subplots(3, len(tasks), squeeze=False, layout="constrained", sharex="col",
+                                figsize=(width, 3.6), height_ratios=(0.5, 1, 1.9))
+    for (strip, scores, returns), task in zip(axes.T, tasks, strict=True):
+        of = found[found["task"] == task].reset_index(drop=True)
+        video = Goal.load(profiles.paths(profile).goals / task).video
+        for place, row in enumerate(of.itertuples()):
+            strip.imshow(video[row.frame], extent=(place - 0.46, place + 0.46, 0, 1), aspect="auto",
+                         interpolation="nearest")
+            if row.chosen:
+                strip.add_patch(pyplot.Rectangle((place - 0.46, 0), 0.92, 1, fill=False, linewidth=2.5, clip_on=False,
+                                                 edgecolor=figures.colour("genreward")))
+            scores.bar(place, row.score, 0.7, color=figures.colour("genreward") if row.chosen else "0.75")
+            if row.n:
+                if not math.isnan(row.low):
+                    returns.plot([place, place], [row.low, row.high], color=figures.colour(row.method), linewidth=1.4)
+                returns.plot(place, row.value, "o", color=figures.colour(row.method), markersize=4)
+        for number, policy in enumerate(("random", "expert")):
+            if (task, policy) in references.index:
+                returns.axhline(references.loc[(task, policy), "return"], color="0.6", linewidth=0.9,
+                                linestyle=("--", ":")[number], label=figures.label(policy))
+        if not of["n"].any():
+            returns.text(0.5, 0.5, "no run on record", transform=returns.transAxes, ha="center", fontsize=8,
+                         color="#888888")
+        strip.set(xlim=(-0.6, len(of) - 0.4), ylim=(0, 1), yticks=[], title=task)
+        strip.spines[:].set_visible(False)
+        strip.tick_params(bottom=False)
+        scores.set_ylim(min(0.0, float(of["score"].min())) * 1.1, None)
+        returns.set(xticks=range(len(of)), xticklabels=of["frame"], xlabel="frame of the goal video taken as the goal")
+    axes[1, 0].set_ylabel("CLIP score")
+    axes[2, 0].set_ylabel("dense return of $\\pi_z$")
+    if axes[2, -1].get_legend_handles_labels()[1]:
+        axes[2, -1].legend(loc="best", fontsize=7)
     return fig
 
 

@@ -1,6 +1,7 @@
 """What is said of the grid's runs: hand-made records with known answers, unfinished and missing runs, verdicts."""
 
 from dataclasses import replace
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from scipy import stats
 from genreward import behaviour, claims, evidence, experiments, figures, files, profiles, results, training
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
+from genreward.goals import Goal
 from genreward.training import Run
 
 TASKS = ("reach", "drawer-close")
@@ -240,6 +242,45 @@ def test_a_variant_is_a_curve_of_its_own(tiny, monkeypatch):
         "GenReward (every step, buffer targets) (n=3)", "without the video-level reward (n=3)",
         "goal frame at random (n=3)"]
     assert [(line.get_linestyle(), line.get_marker()) for line in told.get_lines()][:3] == list(drawn)
+
+
+def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny, monkeypatch):
+    trial = Experiment("every_frame", "", "", ("reach",), tuple(
+        Arm("fb_zero_shot", (("goal", f"frame_{index}"),)) for index in range(3)))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"every_frame": trial})
+    video = np.stack([np.full((8, 8, 3), 100 * index, np.uint8) for index in range(3)])
+    Goal("reach it", (), video, np.array([0.1, 0.7, 0.4]), 1).save(profiles.paths("tiny").goals / "reach")
+    ends = {"frame_0": [1.0, 2.0, 3.0], "frame_2": [70.0, 80.0, 90.0]}  # the chosen one is not there yet
+    for run in trial.runs("tiny"):
+        if run.goal_source in ends:
+            record(run, [ends[run.goal_source][run.seed]])
+    found = evidence.frame_by_frame("tiny").set_index("frame")
+    assert found["score"].tolist() == pytest.approx([0.1, 0.7, 0.4])
+    assert found["chosen"].tolist() == [False, True, False] and evidence.frame_choice(found.reset_index()).empty
+    assert found["n"].tolist() == [3, 0, 3] and found["value"].dropna().tolist() == [2, 80]
+    assert found["curve"].tolist() == ["frame 0", "frame 1", "frame 2"]
+    references = pd.DataFrame({"return": [0.5]}, index=pd.MultiIndex.from_tuples([("reach", "random")]))
+    strip, scores, returns = evidence.frames_figure("tiny", references).axes
+    assert [image.get_array()[0, 0, 0] for image in strip.images] == [0, 100, 200]
+    assert [patch.get_x() > 0.5 for patch in strip.patches] == [True] and strip.patches[0].get_x() < 1
+    assert [bar.get_height() for bar in scores.patches] == pytest.approx([0.1, 0.7, 0.4])
+    points = {line.get_xdata()[0]: line.get_ydata()[0] for line in returns.lines if line.get_marker() == "o"}
+    whiskers = {line.get_xdata()[0]: tuple(line.get_ydata()) for line in returns.lines
+                if line.get_marker() != "o" and line.get_xdata()[0] == line.get_xdata()[1]}
+    assert points == {0: 2, 2: 80} and set(whiskers) == {0, 2}
+    wanted = stats.t.interval(0.95, 2, loc=80, scale=stats.sem(ends["frame_2"]))
+    assert whiskers[2] == pytest.approx(wanted)
+
+
+def test_how_well_clip_chooses_is_counted_frame_by_frame():
+    found = pd.DataFrame({"task": "reach", "frame": range(5), "n": [3, 3, 3, 3, 0], "score": [0.1, 0.2, 0.3, 0.9, 0.0],
+                          "chosen": [False, False, False, True, False], "value": [10.0, 40.0, 20.0, 30.0, np.nan]})
+    line = evidence.frame_choice(found).iloc[0]
+    # of six pairs of measured frames, four are ordered alike; each of the 24 orders of four is as likely by chance
+    assert line["tau"] == pytest.approx((4 - 2) / 6) and line["frames"] == 4
+    orders = [sum(np.sign(b - a) for a, b in combinations(order, 2)) for order in permutations(range(4))]
+    assert line["p"] == pytest.approx(np.mean(np.abs(orders) >= 2))
+    assert (line["chosen"], line["rank"], line["best"], line["best_value"]) == (3, 2, 1, 40)
 
 
 @pytest.mark.parametrize("more", [(), ("dense", "roboclip")])
