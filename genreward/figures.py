@@ -354,6 +354,28 @@ def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "s
     return fig
 
 
+def heatmaps(matrices: Mapping[str, np.ndarray], label: str, cell: float = 0.36) -> Figure:
+    """One panel a matrix of numbers in [-1, 1], each number printed in its cell; rows and columns are counted from 0
+    and both called `label`; `cell` in inches."""
+    if not matrices:
+        raise InputError("heat maps: need at least one matrix")
+    for name, matrix in matrices.items():
+        if np.ndim(matrix) != 2 or np.abs(matrix).max(initial=0.0) > 1 + 1e-6:
+            raise InputError(f"heat map {name!r}: need a matrix of numbers in [-1, 1], got shape {np.shape(matrix)}"
+                             + (f" up to {np.abs(matrix).max():g} in size" if np.ndim(matrix) == 2 else ""))
+    widest, highest = (max(np.shape(matrix)[axis] for matrix in matrices.values()) for axis in (1, 0))
+    fig, axes = pyplot.subplots(1, len(matrices), squeeze=False, layout="constrained",
+                                figsize=(cell * widest * len(matrices) + 0.8, cell * highest + 0.8))
+    for axis, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
+        # rounded first: a colour and its number never disagree, nor change with a float's last digits
+        seaborn.heatmap(np.round(matrix, 1) + 0.0, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".1f", square=True,
+                        cbar=False, annot_kws={"size": 7}, ax=axis)
+        axis.set(title=name, xlabel=label)
+        axis.tick_params(length=0, rotation=0)
+    axes[0, 0].set_ylabel(label)
+    return fig
+
+
 # --- videos ----------------------------------------------------------------------------------------------------------
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 8, scale: int = 256) -> Path:

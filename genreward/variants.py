@@ -175,6 +175,19 @@ def maker(source: str) -> Callable[[Profile, str], Goal]:
     return SOURCES[source]
 
 
+def goal_directions(profile: str | Profile, task: str) -> np.ndarray:
+    """(K, d) float32: z = sqrt(d) B(psi(I)) / |B(psi(I))| of each frame I of the profile's own goal video, what pi_z
+    would be handed were that frame the goal."""
+    from .forward_backward import ForwardBackward
+    from .pipeline import load_encoder
+
+    profile = profiles.get_profile(profile)
+    where = profiles.paths(profile)
+    fb = ForwardBackward.load(where.fb / f"{task}.pt", device=profile.device)
+    features = load_encoder(profile).encode(Goal.load(where.goals / task).video)
+    return np.stack([fb.goal_z(one) for one in features])
+
+
 def folder(profile: str | Profile, source: str, task: str) -> Path:
     """Where the goal of a source is kept."""
     return profiles.paths(profile).results / "goal_sources" / source / task

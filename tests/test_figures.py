@@ -190,6 +190,25 @@ def test_film_strip_bad_input(arguments, why):
         figures.film_strip(**arguments)
 
 
+def test_a_heat_map_prints_the_number_that_its_colour_shows():
+    matrix = np.array([[1.0, -0.04], [0.26, -1.0]])
+    fig = figures.heatmaps({"reach": matrix, "push": -matrix[:1]}, "frame")
+    assert [axis.get_title() for axis in fig.axes] == ["reach", "push"]
+    printed = [[text.get_text() for text in axis.texts] for axis in fig.axes]
+    assert printed == [["1.0", "0.0", "0.3", "-1.0"], ["-1.0", "0.0"]]  # and no "-0.0"
+    tones = fig.axes[0].collections[0].get_array().reshape(2, 2)
+    assert tones.tolist() == [[1.0, 0.0], [0.3, -1.0]]
+
+
+@pytest.mark.parametrize(("matrices", "why"), [
+    ({}, "at least one matrix"), ({"a": np.zeros(3)}, r"'a': need a matrix .* got shape \(3,\)$"),
+    ({"a": np.full((2, 2), -3.0)}, r"up to 3 in size"),
+])
+def test_heat_maps_bad_input(matrices, why):
+    with pytest.raises(InputError, match=why):
+        figures.heatmaps(matrices, "frame")
+
+
 def test_curves_show_means_intervals_and_the_number_of_seeds():
     fig = figures.learning_curves(runs(), "episode_return", lines={"expert": 500, "random": {"push": -5}})
     panels = {axis.get_title(): axis for axis in fig.axes}

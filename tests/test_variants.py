@@ -6,6 +6,7 @@ import pytest
 from genreward import experiments, goals, pipeline, profiles, variants
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
+from genreward.forward_backward import ForwardBackward
 from genreward.tasks import PAPER_TASKS
 
 
@@ -73,6 +74,26 @@ def test_each_frame_can_be_the_goal_whatever_its_score(kept):
         variants.maker("frame_9")(profile, "pick-place")
     with pytest.raises(InputError, match="unknown source of goal videos 'frame_x'; valid: .*frame_<k>"):
         variants.maker("frame_x")
+
+
+def test_the_direction_of_each_frame_is_that_of_the_frame_as_the_goal(kept, monkeypatch):
+    profile, own = kept
+    weights = profiles.paths(profile).fb / "pick-place.pt"
+    ForwardBackward(3, 4, profile.fb, seed=0).save(weights, resume=False)
+    fb = ForwardBackward.load(weights)  # in the precision that is kept
+
+    class MeanColour:
+        def encode(self, frames):
+            return np.asarray(frames, np.float32).mean((1, 2)) / 255
+
+    monkeypatch.setattr(pipeline, "load_encoder", lambda profile: MeanColour())
+    found = variants.goal_directions(profile, "pick-place")
+    assert found.shape == (9, profile.fb.dim)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.sqrt(profile.fb.dim), rel=1e-5)
+    for index in (0, 8):
+        goal = variants.maker(f"frame_{index}")(profile, "pick-place")
+        assert found[index] == pytest.approx(fb.goal_z(MeanColour().encode(goal.frame[None])[0]), rel=1e-5)
+    assert not np.allclose(found[0], found[8])
 
 
 def test_every_frame_of_the_laptops_goal_videos_is_tried_once():
