@@ -264,12 +264,19 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
     assert [image.get_array()[0, 0, 0] for image in strip.images] == [0, 100, 200]
     assert [patch.get_x() > 0.5 for patch in strip.patches] == [True] and strip.patches[0].get_x() < 1
     assert [bar.get_height() for bar in scores.patches] == pytest.approx([0.1, 0.7, 0.4])
+    claim = "Table C, every frame"
+    assert finding(claim) == (claims.OPEN, "make results PROFILE=tiny ONLY=every_frame")  # the chosen one is missing
     points = {line.get_xdata()[0]: line.get_ydata()[0] for line in returns.lines if line.get_marker() == "o"}
     whiskers = {line.get_xdata()[0]: tuple(line.get_ydata()) for line in returns.lines
                 if line.get_marker() != "o" and line.get_xdata()[0] == line.get_xdata()[1]}
     assert points == {0: 2, 2: 80} and set(whiskers) == {0, 2}
     wanted = stats.t.interval(0.95, 2, loc=80, scale=stats.sem(ends["frame_2"]))
     assert whiskers[2] == pytest.approx(wanted)
+    for run in trial.runs("tiny"):
+        if run.goal_source == "frame_1":
+            record(run, [60.0])
+    assert finding(claim) == (
+        claims.NOT, "reach: tau +0.33 (p=1.00, n=3 frames), the chosen frame is number 2 by return")
 
 
 def test_how_well_clip_chooses_is_counted_frame_by_frame():
