@@ -48,7 +48,7 @@ def curve_name(run: Run) -> str:
     for name, value in run.changes:
         part = name.rpartition(".")[2].removeprefix("sound_")
         if name == "goal":
-            words.append(SOURCE_NAMES.get(str(value), str(value).replace("_", " ")))
+            words.append(SOURCE_NAMES.get(str(value), str(value).replace("frame_", "goal frame ")))
         elif part in ("alpha", "beta"):
             gone = {"alpha": "without the video-level reward", "beta": "without the FB reward"}[part]
             words.append(f"{part} = {value:g}" if value else gone)

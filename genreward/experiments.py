@@ -192,7 +192,8 @@ def experiments(profile: str | Profile) -> dict[str, Experiment]:
                    EASY, (Arm("dense"), Arm("sparse"), *_arms(*COMPARED, dense=False))),
         Experiment("again", "Fig. 5, easy task again", "what the budget's seeds hint at, on seeds that nobody has seen",
                    ("drawer-close",), (Arm("sparse"), Arm(sparse_ours), Arm(sparse_ours, ((alpha, 0.0),)),
-                                       Arm(sparse_ours, (("goal", "random_frame"),))), fresh=7),
+                                       Arm(sparse_ours, (("goal", "random_frame"),)),
+                                       Arm(sparse_ours, (("goal", "frame_0"),))), fresh=7),
         Experiment("longer", "Fig. 5, easy task longer", "does the sparse reward alone get there with twice the steps, "
                    "on the same fresh seeds", ("drawer-close",), (Arm("sparse"),), fresh=7, times=2),
         Experiment("pixels", "Fig. 5, from pictures", "DreamerV3 from pictures, as the paper has it", ("drawer-close",),

@@ -258,7 +258,7 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
     assert found["score"].tolist() == pytest.approx([0.1, 0.7, 0.4])
     assert found["chosen"].tolist() == [False, True, False] and evidence.frame_choice(found.reset_index()).empty
     assert found["n"].tolist() == [3, 0, 3] and found["value"].dropna().tolist() == [2, 80]
-    assert found["curve"].tolist() == ["frame 0", "frame 1", "frame 2"]
+    assert found["curve"].tolist() == ["goal frame 0", "goal frame 1", "goal frame 2"]
     references = pd.DataFrame({"return": [0.5]}, index=pd.MultiIndex.from_tuples([("reach", "random")]))
     strip, scores, returns = evidence.frames_figure("tiny", references).axes
     assert [image.get_array()[0, 0, 0] for image in strip.images] == [0, 100, 200]
