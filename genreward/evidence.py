@@ -274,6 +274,16 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
     return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
 
 
+def contrasts_later(profile: str | Profile, name: str, longer: str) -> pd.DataFrame:
+    """`contrasts` with a longer control at each of its evaluations after the runs' own length, with the columns step
+    and verdict (`verdict`): where the control ends is not where it need stand best."""
+    own = members(profile, name)["wanted"].max()
+    steps = sorted({int(step) for step in rows(profile, longer)["step"] if step > own})
+    found = pd.concat([contrasts(profile, name, longer=longer, step=step).assign(step=step) for step in steps]
+                      or [contrasts(profile, name, longer=longer).assign(step=0)], ignore_index=True)
+    return found.assign(verdict=[verdict(row) for _, row in found.iterrows()])
+
+
 def _ends(profile: str | Profile, name: str, metric: str, step: int | None = None) -> pd.DataFrame:
     """The last row (or that of `step`) of a metric of each finished run of an experiment, by run, as declared."""
     table = rows(profile, name)

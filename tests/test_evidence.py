@@ -118,6 +118,9 @@ def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_
     assert found["value"] == pytest.approx(9.5 - 8.25)
     assert evidence.contrasts("tiny", "again").iloc[0]["value"] == pytest.approx(9.5 - 1.5)  # at again's own length
     assert finding(claim).verdict == claims.NOT and "+1.25 [" in finding(claim).numbers
+    later = evidence.contrasts_later("tiny", "again", "longer")
+    assert later["step"].tolist() == [1024, 1280, 1536] and later["value"].tolist() == pytest.approx([7.25, 6.5, 1.25])
+    assert later["verdict"].tolist() == [evidence.verdict(row) for _, row in later.iterrows()]
     early = evidence.contrasts("tiny", "again", longer="longer", step=1024).iloc[0]
     assert early["value"] == pytest.approx(9.5 - 2.25) and early["control"] == "Sparse reward, 1,024 steps"
     longest = evidence.members("tiny", ["again", "longer"]).groupby("method")["wanted"].max()
@@ -126,7 +129,9 @@ def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_
         "Sparse reward": 1536, name: 768}
     record(twice[0], [0.0, 0.0, 1.0, 2.0, 3.0, 2.0])
     record(twice[1], [0.0, 0.0, 2.0, 2.5, 3.0, 2.5])
-    assert finding(claim).verdict == claims.REPRODUCED and finding(claim).numbers.endswith("Sparse reward, 1,536 steps")
+    found = finding(claim)  # it ends at 2.25, and stood at 3 before
+    told = "Sparse reward, 1,536 steps; where the control stands best, at 1,280 steps: +6.5 ["
+    assert found.verdict == claims.REPRODUCED and told in found.numbers
 
 
 def test_contrasts_in_words_name_both_sides_or_the_command_that_makes_the_runs(tiny, monkeypatch):
@@ -340,6 +345,16 @@ def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(ti
     fill("reach", "sparse", [9.0, 9.1, 8.9])
     fill("reach", "genreward_sound", [1.0, 1.1, 0.9])
     assert finding().verdict == claims.NOT and "-8 [" in finding().numbers
+
+
+def test_nothing_is_decided_against_a_claim_while_its_seeds_are_missing(tiny):
+    fill("reach", "sparse", [9.0, 9.1, 8.9])
+    for run, value in zip(runs("reach", "genreward_sound")[:2], [1.0, 1.1], strict=True):
+        record(run, [0.0, 0.0, value])
+    found = finding()
+    assert found.verdict == claims.OPEN and "-7.95 [" in found.numbers and found.numbers.endswith("; seeds are missing")
+    record(runs("reach", "genreward_sound")[2], [0.0, 0.0, 0.9])
+    assert finding().verdict == claims.NOT and "missing" not in finding().numbers
 
 
 def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monkeypatch):
