@@ -363,6 +363,10 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+LINES, MARKERS = ("-", ":", "--", (0, (7, 1.5, 1, 1.5, 1, 1.5))), "os^D"
+"""What tells the curves of one method apart: their colour is the method's."""
+
+
 def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
@@ -382,9 +386,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
     curves["tone"] = [figures.colour(_plain(method)) for method in curves["method"]]
     which = curves.groupby("method").cumcount()  # of the curves of one method
-    curves["line"] = ["-." if agent == "zero_shot" else ("-", ":", "--")[number % 3]
+    curves["line"] = ["-." if agent == "zero_shot" else LINES[number % len(LINES)]
                       for agent, number in zip(curves["agent"], which, strict=True)]
-    curves["marker"] = ["os^"[number % 3] for number in which]
+    curves["marker"] = [MARKERS[number % len(MARKERS)] for number in which]
     learners = list(curves.index[curves["agent"] != "zero_shot"])
     banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}

@@ -232,21 +232,22 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
 
 
 def test_a_variant_is_a_curve_of_its_own(tiny, monkeypatch):
-    changes = ((), (("reward.sound_alpha", 0.0),), (("goal", "random_frame"),))
+    changes = ((), (("reward.sound_alpha", 0.0),), (("goal", "random_frame"),), (("goal", "frame_0"),))
     trial = replace(TRIAL, tasks=("reach",), arms=tuple(Arm("genreward_sound", change) for change in changes))
     monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
-    ends = {"": 20.0, "+sound_alpha-0.0": 90.0, "+goal-random_frame": 50.0}
+    ends = {"": 20.0, "+sound_alpha-0.0": 90.0, "+goal-random_frame": 50.0, "+goal-frame_0": 70.0}
     for run in trial.runs("tiny"):
         record(run, [1.0, 2.0, ends[run.variant] + run.seed])
     fig = evidence.learning_figure("tiny", "easy", pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []])))
     drawn = {(line.get_linestyle(), line.get_marker()): line.get_ydata()[-1] for line in fig.axes[0].lines
-             if line.get_gid() != "seed"}
-    assert drawn == {("-", "o"): 21.0, (":", "s"): 91.0, ("--", "^"): 51.0}
+             if line.get_gid() != "seed" and line.get_linestyle() != "None"}  # without those of the whiskers
+    assert drawn == {("-", "o"): 21.0, (":", "s"): 91.0, ("--", "^"): 51.0, ("--", "D"): 71.0}
+    assert len(set(map(str, evidence.LINES))) == len(set(evidence.MARKERS)) == len(drawn)
     told = fig.legends[0]
-    assert [text.get_text() for text in told.get_texts()][:3] == [
+    assert [text.get_text() for text in told.get_texts()][:4] == [
         "GenReward (every step, buffer targets) (n=3)", "without the video-level reward (n=3)",
-        "goal frame at random (n=3)"]
-    assert [(line.get_linestyle(), line.get_marker()) for line in told.get_lines()][:3] == list(drawn)
+        "goal frame at random (n=3)", "goal frame 0 (n=3)"]
+    assert [(line.get_linestyle(), line.get_marker()) for line in told.get_lines()][:4] == list(drawn)
 
 
 def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny, monkeypatch):
