@@ -115,7 +115,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
     against: the controls' printed names, all of which must be beaten (those that the profile declares); None: the same
     environment reward alone. curves: only these (printed names); None: the methods as they are, without any change.
     longer: the experiment whose runs are the controls. One line a comparison in the numbers. Nothing is decided while
-    parts are missing that could turn the verdict: tasks or controls where all is well so far, seeds where it is not.
+    parts are missing that could turn the verdict: declared seeds, and tasks or controls where all is well so far.
     """
 
     def find(profile: Profile) -> Finding:
@@ -142,8 +142,8 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
         part = f"{found['task'].nunique()} of {wanted} tasks so far; " if found["task"].nunique() < wanted else ""
         missing = any(side.empty for side in sides)
-        if (good and (part or missing)) or (not good and not any(
-                full for full, one in zip(whole, verdicts, strict=True) if one != "better")):
+        decided = [full for full, one in zip(whole, verdicts, strict=True) if one != "better"]
+        if (good and (part or missing or not all(whole))) or (not good and not any(decided)):
             return Finding(OPEN, f"{part}{'; '.join(said)}{'' if all(whole) else '; seeds are missing'}")
         return Finding(REPRODUCED if good else NOT, part + "; ".join(said))
 

@@ -358,6 +358,16 @@ def test_nothing_is_decided_against_a_claim_while_its_seeds_are_missing(tiny):
     assert finding().verdict == claims.NOT and "missing" not in finding().numbers
 
 
+def test_nor_for_it(tiny, monkeypatch):
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": replace(TRIAL, tasks=("reach",))})
+    fill("reach", "sparse", [1.0, 1.1, 0.9])
+    for run, value in zip(runs("reach", "genreward_sound")[:2], [9.0, 9.1], strict=True):
+        record(run, [0.0, 0.0, value])
+    assert finding().verdict == claims.OPEN and finding().numbers.endswith("; seeds are missing")
+    record(runs("reach", "genreward_sound")[2], [0.0, 0.0, 8.9])
+    assert finding().verdict == claims.REPRODUCED
+
+
 def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monkeypatch):
     halves = Experiment("fig9_easy", "", "", ("reach",), (Arm("sparse"), Arm("genreward_sound"), *(
         Arm("genreward_sound", ((f"reward.sound_{part}", 0.0),)) for part in ("alpha", "beta"))))
