@@ -89,7 +89,8 @@ def test_every_gain_that_its_prose_tells_is_one_of_the_records():
         prose = prose.split(begin)[0] + prose.split(end)[1]
     told = set(re.findall(r"\+[\d,.]+ \[-?[\d,.]+, -?[\d,.]+\]", " ".join(prose.split())))
     tables = [evidence.contrasts("laptop", name) for name in experiments.experiments("laptop") if name != "base"]
-    tables.append(evidence.contrasts("laptop", "again", evidence.SOURCE_NAMES["random_frame"]))
+    tables += [evidence.contrasts("laptop", "again", control) for control in (
+        evidence.SOURCE_NAMES["random_frame"], "goal frame 0")]
     steps = sorted(set(evidence.rows("laptop", "longer")["step"]))
     tables += [evidence.contrasts("laptop", "again", longer="longer", step=step) for step in steps]
     known = {evidence.gained(row) for table in tables for row in table.itertuples()}
