@@ -97,6 +97,16 @@ def test_every_gain_that_its_prose_tells_is_one_of_the_records():
     assert len(told) > 5 and told <= known, told - known
 
 
+def test_what_it_tells_of_every_frame_of_a_goal_video_is_on_record():
+    found = evidence.frame_by_frame("laptop")
+    done = 100 * found[found["task"] == "drawer-close"].set_index("frame")["success"]
+    assert (done.loc[1:5] == 0).all()
+    assert (f"in {done[6]:.0f}, {done[7]:.0f} and {done[8]:.0f}% of episodes, the five before them never, and the *first*, "
+            f"in which it is open, in {done[0]:.0f}%") in " ".join(TEXT.split())
+    choice = evidence.frame_choice(found).set_index("task")["rank"]
+    assert choice.to_dict() == {"reach": 8, "drawer-close": 1}  # "the best of the nine there, and on reach the eighth best"
+
+
 def test_its_table_is_the_books():
     listed = [line for line in TEXT.splitlines() if "](notebooks/" in line]
     of_the_book = [line for line in book.table().splitlines() if "](notebooks/" in line]
