@@ -213,7 +213,8 @@ def make_goals(profile: Profile) -> None:
         goal = generate_goal(model, scorer, first_frame(name, model.image_size), task.prompt, task.paraphrases,
                              seed=START_SEED, steps=profile.video.inference_steps, guidance=profile.video.guidance,
                              provenance={"task": name, "start_seed": START_SEED,
-                                         "video_model": "held-out" if name in PAPER_TASKS else "trained on this task"})
+                                         "video_model": "held-out" if name in PAPER_TASKS else "trained on this task"
+                                         if task.suite == "metaworld" else "has seen nothing of this environment"})
         goal.save(where.goals / name)
 
 
