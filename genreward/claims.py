@@ -135,17 +135,17 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
             later = evidence.contrasts_later(profile, name, longer)
             worst = later[later["curve"].isin(found["curve"])].sort_values("value").iloc[0]
             said.append(f"where the control stands best, at {worst['step']:,} steps: {evidence.gained(worst)}")
-        verdicts = [evidence.verdict(row) for _, row in found.iterrows()]
-        good = all(one == "better" for one in verdicts)
+        better = [evidence.verdict(row) == "better" for _, row in found.iterrows()]
         seeds = declared.groupby(["task", "curve"])["seed"].nunique()
         whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
         part = f"{found['task'].nunique()} of {wanted} tasks so far; " if found["task"].nunique() < wanted else ""
         missing = any(side.empty for side in sides)
-        decided = [full for full, one in zip(whole, verdicts, strict=True) if one != "better"]
-        if (good and (part or missing or not all(whole))) or (not good and not any(decided)):
-            return Finding(OPEN, f"{part}{'; '.join(said)}{'' if all(whole) else '; seeds are missing'}")
-        return Finding(REPRODUCED if good else NOT, part + "; ".join(said))
+        if any(full and not good for full, good in zip(whole, better, strict=True)):
+            return Finding(NOT, part + "; ".join(said))
+        if all(better) and all(whole) and not part and not missing:
+            return Finding(REPRODUCED, "; ".join(said))
+        return Finding(OPEN, part + "; ".join(said) + "; seeds are missing" * (not all(whole)))
 
     return find
 

@@ -145,17 +145,21 @@ def _random_frame(profile: Profile, task: str) -> Goal:
     own = Goal.load(profiles.paths(profile).goals / task)
     others = np.delete(np.arange(len(own.scores)), own.index)
     index = int(np.random.default_rng([START_SEED, zlib.crc32(task.encode())]).choice(others))
-    return replace(own, index=index, selection="random",
-                   provenance=own.provenance | {"goal_source": "random_frame", "clip_index": own.index})
+    return _moved(own, index, "random_frame")
 
 
 def _frame(profile: Profile, task: str, index: int) -> Goal:
     own = Goal.load(profiles.paths(profile).goals / task)
     if index >= len(own.video):
         raise InputError(f"the goal video of {task!r} has no frame {index}; valid: 0 to {len(own.video) - 1}")
-    # Of the ways that a `Goal` knows, "random" is the one in which the score has no part.
+    return _moved(own, index, f"frame_{index}")
+
+
+def _moved(own: Goal, index: int, source: str) -> Goal:
+    """The goal with another of its frames as the goal frame. Of the ways that a `Goal` knows, "random" is the one in
+    which the score has no part."""
     return replace(own, index=index, selection="random",
-                   provenance=own.provenance | {"goal_source": f"frame_{index}", "clip_index": own.index})
+                   provenance=own.provenance | {"goal_source": source, "clip_index": own.index})
 
 
 SOURCES: dict[str, Callable[[Profile, str], Goal]] = {
