@@ -159,6 +159,26 @@ def summary(profile: str | Profile, name: str, references: pd.DataFrame | None =
     return pd.DataFrame(lines)
 
 
+def sweep(profile: str | Profile, name: str) -> pd.DataFrame:
+    """The weights that an experiment sweeps (Fig. 9), a line a run: task, method, weight ("alpha" or "beta"), at (its
+    value), own (whether that is what the method has anyway: such a run stands under each weight), seed, return (the
+    final dense one; NaN where the run is not finished)."""
+    profile = profiles.get_profile(profile)
+    runs = [run for experiment in experiments.chosen(profile, [name]) for run in experiment.runs(profile)]
+    swept = dict.fromkeys((run.method, run.changes[0][0]) for run in runs if len(run.changes) == 1
+                          and run.changes[0][0].endswith(("alpha", "beta")))
+    ends, lines = _ends(profile, name, "return")["value"], []
+    for method, setting in swept:
+        section, _, part = setting.partition(".")
+        for run in runs:
+            changes = dict(run.changes)
+            if run.method == method and set(changes) <= {setting}:
+                lines.append({"task": run.task, "method": method, "weight": part.removeprefix("sound_"),
+                              "at": float(changes.get(setting, getattr(getattr(profile, section), part))),
+                              "own": not changes, "seed": run.seed, "return": ends.get(run.run_id, math.nan)})
+    return pd.DataFrame(lines, columns=["task", "method", "weight", "at", "own", "seed", "return"])
+
+
 def frame_by_frame(profile: str | Profile, name: str = "every_frame") -> pd.DataFrame:
     """`summary` of an experiment whose sources are the goal video's frames one by one, and beside it what CLIP says of
     them: frame (its number), score (Eq. 6 before the argmax), chosen (whether it is the goal frame I*)."""
@@ -468,6 +488,43 @@ def interval_figure(found: pd.DataFrame, xlabel: str, lines: Mapping[str, float]
         axis.set_xticks([])
     if lines:
         axis.legend(loc="best", fontsize=7)
+    return fig
+
+
+def sweep_figure(found: pd.DataFrame, lines: Mapping[str, float] | None = None, width: float = 6.6) -> Figure:
+    """Of a `sweep` of one task, a panel a weight: every run a dot, the mean of each value with Student's 95% interval
+    where there are two runs or more, the weight that the method has anyway filled. `lines`: as in `interval_figure`.
+    Values stand side by side, not to scale, since 0 is one of them."""
+    weights = list(dict.fromkeys(found["weight"]))
+    fig, axes = pyplot.subplots(1, len(weights), squeeze=False, sharey=True, layout="constrained",
+                                figsize=(width, 2.7))
+    tone = figures.colour(_plain(found["method"].iloc[0]))
+    for axis, weight in zip(axes[0], weights, strict=True):
+        of = found[found["weight"] == weight]
+        values = sorted(of["at"].unique())
+        for place, at in enumerate(values):
+            here = of[of["at"] == at]
+            one = mean_interval(here["return"].dropna())
+            if not one.n:
+                axis.text(place, 0.5, "no run on record", transform=axis.get_xaxis_transform(), rotation=90,
+                          ha="center", va="center", fontsize=7, color="#888888",
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3)
+                continue
+            axis.plot([place + 0.18] * one.n, here["return"].dropna(), ".", color="0.55", markersize=4, gid="seed")
+            if not math.isnan(one.low):
+                axis.plot([place, place], [one.low, one.high], color=tone, linewidth=1.4)
+            axis.plot(place, one.value, "o", color=tone, markersize=5,
+                      markerfacecolor=tone if here["own"].all() else "white")
+        for number, (label, value) in enumerate((lines or {}).items()):
+            axis.axhline(value, color="0.6", linestyle=("--", ":", "-.")[number % 3], linewidth=0.9, label=label)
+        axis.set_xticks(range(len(values)), [f"{at:g}\nn={of.loc[of['at'] == at, 'return'].notna().sum()}"
+                                             for at in values])
+        axis.set(xlabel=f"$\\{weight}$", xlim=(-0.5, len(values) - 0.5))
+    if not found["return"].notna().any():
+        axes[0, 0].set_yticks([])
+    axes[0, 0].set_ylabel("final dense return")
+    if lines:
+        axes[0, -1].legend(loc="best", fontsize=7)
     return fig
 
 

@@ -390,6 +390,37 @@ def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monk
     assert finding("Fig. 9, easy task").verdict == claims.NOT
 
 
+def test_a_sweep_has_each_weight_with_the_unchanged_runs_among_both(tiny, monkeypatch):
+    """Three values of each weight, two seeds; the unchanged method's is 1, one run is not finished, one value is not
+    there, and a run with another goal is of neither sweep."""
+    swept = Experiment("fig9_easy", "", "", ("reach",), (
+        Arm("sparse"), Arm("genreward_sound"), Arm("genreward_sound", (("goal", "expert_video"),)),
+        *(Arm("genreward_sound", ((f"reward.sound_{part}", at),)) for part in ("alpha", "beta") for at in (0.0, 3.0))),
+        seeds=2)
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"fig9_easy": swept})
+    ends = {"": [10.0, 20.0], "+sound_alpha-0.0": [1.0, 4.0], "+sound_alpha-3.0": [7.0], "+sound_beta-0.0": [2.0, 3.0],
+            "+goal-expert_video": [500.0, 500.0]}
+    for run in swept.runs("tiny"):
+        if run.method == "genreward_sound" and run.seed < len(ends.get(run.variant, ())):
+            record(run, [0.0, 0.0, ends[run.variant][run.seed]])
+    found = evidence.sweep("tiny", "fig9_easy")
+    table = {(weight, at): tuple(of.sort_values("seed")["return"]) for (weight, at), of in
+             found.groupby(["weight", "at"])}
+    nan = pytest.approx(np.nan, nan_ok=True)
+    assert table == {("alpha", 0.0): (1, 4), ("alpha", 1.0): (10, 20), ("alpha", 3.0): (7, nan),
+                     ("beta", 0.0): (2, 3), ("beta", 1.0): (10, 20), ("beta", 3.0): (nan, nan)}
+    assert set(found.loc[found["own"], "at"]) == {1.0} and found["own"].sum() == 4
+    alpha, beta = evidence.sweep_figure(found, {"sparse reward alone": 5.0}).axes
+    assert [label.get_text() for label in alpha.get_xticklabels()] == ["0\nn=2", "1\nn=2", "3\nn=1"]
+    assert [label.get_text() for label in beta.get_xticklabels()] == ["0\nn=2", "1\nn=2", "3\nn=0"]
+    assert [text.get_text() for text in beta.texts] == ["no run on record"] and not alpha.texts
+    dots = [line for line in alpha.lines if line.get_gid() == "seed"]
+    assert [sorted(line.get_ydata()) for line in dots] == [[1, 4], [10, 20], [7]]
+    half = stats.t.ppf(0.975, 1) * np.std([1, 4], ddof=1) / np.sqrt(2)
+    interval = next(line for line in alpha.lines if list(line.get_xdata()) == [0, 0])
+    assert tuple(interval.get_ydata()) == pytest.approx((2.5 - half, 2.5 + half))
+
+
 def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, monkeypatch):
     assert "ONLY=easy" in claims.learned("tiny")
     fill("reach", "sparse", [1.0, 1.0, 1000.0])
