@@ -8,6 +8,7 @@ goals lie under results/<profile>/, what only training needs (videos, checkpoint
 
     python -m genreward.pipeline --profile laptop                 # everything that is missing
     python -m genreward.pipeline --profile laptop --only goals    # one stage (and an error if it lacks an earlier one)
+    python -m genreward.pipeline --profile laptop --only fb variants --tasks bin-picking    # these two, of one task
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .tasks import DOMAIN_TASKS, PAPER_TASKS, get_task
 
 STAGES = ("demos", "video_model", "scorer", "goals", "generation", "fb", "variants", "calibration", "study", "agents",
           "behaviour")
+BY_TASK = ("fb", "variants")  # what can be made for some tasks only
 START_SEED = 7  # of the episode whose first frame a goal video starts from
 EXPLORATION_SEED = 11
 ENCODER_FRAMES = 512  # exploratory frames on which the encoder's principal axes are fitted
@@ -302,9 +304,9 @@ def _trained(where: profiles.Paths, task: str) -> bool:
     return all((where.fb / f"{task}{ending}").is_file() for ending in (".pt", "-normaliser.json"))
 
 
-def make_fb(profile: Profile) -> None:
-    """F, B and pi_z of each task from task-free exploration ("buffer" targets), psi's principal axes, shared by all
-    tasks, and the normaliser of the frame-level reward."""
+def make_fb(profile: Profile, tasks: Sequence[str] | None = None) -> None:
+    """F, B and pi_z of each task (or of these) from task-free exploration ("buffer" targets), psi's principal axes,
+    shared by all tasks, and the normaliser of the frame-level reward."""
     from .goals import Goal
 
     where = profiles.paths(profile)
@@ -312,7 +314,7 @@ def make_fb(profile: Profile) -> None:
         load_encoder(profile, fitted=False).fit(exploratory_frames(profile, profiles.measured_tasks(profile))).save(
             where.psi, np.float16)
     encoder = load_encoder(profile)
-    for name in profiles.fb_tasks(profile):
+    for name in tasks or profiles.fb_tasks(profile):
         if _trained(where, name):
             continue
         replay = exploration(profile, name, encoder)
@@ -325,11 +327,12 @@ def make_fb(profile: Profile) -> None:
                   where.fb / f"{name}-normaliser.json")
 
 
-def make_variants(profile: Profile) -> None:
-    """Goals from other sources, and F and B behind another encoder: what the grid's variants read."""
+def make_variants(profile: Profile, tasks: Sequence[str] | None = None) -> None:
+    """Goals from other sources, and F and B behind another encoder: what the grid's variants read, of every task or of
+    these."""
     from . import variants
 
-    variants.make(profile)
+    variants.make(profile, tasks)
 
 
 def make_calibration(profile: Profile) -> None:
@@ -371,14 +374,14 @@ def _publish(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-MAKERS: dict[str, Callable[[Profile], None]] = {
+MAKERS: dict[str, Callable[..., None]] = {
     "demos": make_videos, "video_model": make_video_model, "scorer": make_scorer, "goals": make_goals,
     "generation": make_generation, "fb": make_fb, "variants": make_variants, "calibration": make_calibration,
     "study": make_study, "agents": make_agents, "behaviour": make_behaviour}
 
 
-def missing(stage: str, profile: Profile) -> bool:
-    """Whether a stage has something left to make."""
+def missing(stage: str, profile: Profile, tasks: Sequence[str] | None = None) -> bool:
+    """Whether a stage has something left to make (of `tasks`, for those in `BY_TASK`)."""
     where = profiles.paths(profile)
     if stage == "demos":  # only training needs the videos
         given = profile.video.pretrained is not None and profile.video.lora is not None
@@ -394,11 +397,11 @@ def missing(stage: str, profile: Profile) -> bool:
     if stage == "generation":
         return not (where.results / "generation.csv").is_file()
     if stage == "fb":
-        return not all(_trained(where, name) for name in profiles.fb_tasks(profile))
+        return not all(_trained(where, name) for name in tasks or profiles.fb_tasks(profile))
     if stage == "variants":
         from . import variants
 
-        return variants.missing(profile)
+        return variants.missing(profile, tasks)
     if stage == "calibration":
         from .calibration import FEATURES, FOLDERS, run_name
 
@@ -411,23 +414,30 @@ def missing(stage: str, profile: Profile) -> bool:
     return True  # each run decides for itself
 
 
-def run(profile: str | Profile, only: Sequence[str] = STAGES) -> None:
-    """Make what is missing of the stages in `only`, in order; unknown names and a missing device are an InputError
-    before anything runs. What a run on a GPU, or of the hub's video model, will take is printed first."""
+def run(profile: str | Profile, only: Sequence[str] = STAGES, tasks: Sequence[str] | None = None) -> None:
+    """Make what is missing of the stages in `only`, in order; of the stages `BY_TASK`, and these alone, for `tasks`
+    where they are given. Unknown names and a missing device are an InputError before anything runs. What a run on a
+    GPU, or of the hub's video model, will take is printed first."""
     profile = profiles.get_profile(profile)
     for stage in only:
         if stage not in STAGES:
             raise errors.unknown("stage", stage, STAGES)
+        if tasks and stage not in BY_TASK:
+            raise InputError(f"the stage {stage!r} is made for all tasks at once; tasks can be named for: "
+                             f"{', '.join(BY_TASK)}")
+    for task in tasks or ():
+        if task not in profiles.fb_tasks(profile):
+            raise errors.unknown("task", task, profiles.fb_tasks(profile))
     if estimates.wanted(profile) and any(missing(stage, profile) for stage in only if stage != "demos"):
         estimates.require_device(profile)
         print(estimates.compact(profile), flush=True)
     for stage in [stage for stage in STAGES if stage in only]:
-        if not missing(stage, profile):
+        if not missing(stage, profile, tasks):
             print(f"{stage}: there already", flush=True)
             continue
         began = time.time()
         print(f"{stage}: {(MAKERS[stage].__doc__ or '').split('.')[0].strip()}", flush=True)
-        MAKERS[stage](profile)
+        MAKERS[stage](profile, *((tasks,) if tasks else ()))
         print(f"{stage}: done in {time.time() - began:.0f} s", flush=True)
 
 
@@ -436,11 +446,13 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--only", nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--before", metavar="STAGE", help="only the stages before this one")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these tasks, of: {', '.join(BY_TASK)}")
     arguments = parser.parse_args()
     if arguments.before is not None and arguments.before not in STAGES:
         raise errors.unknown("stage", arguments.before, STAGES)
     last = len(STAGES) if arguments.before is None else STAGES.index(arguments.before)
-    run(arguments.profile, [stage for stage in arguments.only if stage not in STAGES[last:]])
+    run(arguments.profile, [stage for stage in arguments.only if stage not in STAGES[last:]],
+        arguments.tasks)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,9 +218,9 @@ def wanted(profile: str | Profile) -> tuple[list[tuple[str, str]], list[tuple[st
     return list(goals), list(settings)
 
 
-def _left(profile: Profile) -> dict[Path, tuple[Any, ...]]:
-    """The normalisers of the variants that are still to be made -> (task, source) or (task, setting, value). F and B
-    with another setting are there when their weights are, which a clone may lack."""
+def _left(profile: Profile, tasks: Sequence[str] | None = None) -> dict[Path, tuple[Any, ...]]:
+    """The normalisers of the variants (of `tasks`) that are still to be made -> (task, source) or (task, setting,
+    value). F and B with another setting are there when their weights are, which a clone may lack."""
     where = profiles.paths(profile)
     goals, settings = wanted(profile)
     found: dict[Path, tuple[Any, ...]] = {}
@@ -232,21 +232,21 @@ def _left(profile: Profile) -> dict[Path, tuple[Any, ...]]:
         path = where.fb / f"{task}+{change_name(name, value)}-normaliser.json"
         if not (path.is_file() and path.with_name(path.name.replace("-normaliser.json", ".pt")).is_file()):
             found[path] = (task, name, value)
-    return found
+    return {path: which for path, which in found.items() if not tasks or which[0] in tasks}
 
 
-def missing(profile: str | Profile) -> bool:
-    """Whether a variant is still to be made."""
-    return bool(_left(profiles.get_profile(profile)))
+def missing(profile: str | Profile, tasks: Sequence[str] | None = None) -> bool:
+    """Whether a variant (of `tasks`) is still to be made."""
+    return bool(_left(profiles.get_profile(profile), tasks))
 
 
-def make(profile: str | Profile) -> None:
-    """Every declared variant that is not there: the goal, and the normaliser of the frame-level reward toward it; F and
-    B with another setting."""
+def make(profile: str | Profile, tasks: Sequence[str] | None = None) -> None:
+    """Every declared variant (of `tasks`) that is not there: the goal, and the normaliser of the frame-level reward
+    toward it; F and B with another setting."""
     from .pipeline import exploration, load_encoder, normalise
 
     profile = profiles.get_profile(profile)
-    left = _left(profile)
+    left = _left(profile, tasks)
     encoder = load_encoder(profile) if any(len(one) == 2 for one in left.values()) else None
     for path, (task, *which) in left.items():
         if len(which) == 2:

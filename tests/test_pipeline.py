@@ -2,10 +2,12 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-from genreward import errors, experiments, pipeline, profiles, reward_study, training, variants
+from genreward import errors, experiments, goals, pipeline, profiles, reward_study, training, variants
 from genreward.errors import InputError
 from genreward.tasks import PAPER_TASKS
 
@@ -139,6 +141,31 @@ def test_weights_that_a_clone_lacks_are_missing_though_their_normaliser_is_there
     (where.fb / "pick-place.pt").unlink()
     next(where.fb.glob("*+encoder-*.pt")).unlink()
     assert pipeline.missing("fb", SMOKE) and pipeline.missing("variants", SMOKE)
+
+
+def test_f_and_b_are_made_for_the_tasks_that_are_named_and_no_others(root, monkeypatch):
+    where, made = profiles.paths("laptop"), []
+    touch(where.psi)
+    monkeypatch.setattr(pipeline, "load_encoder", lambda profile, fitted=True: None)
+    monkeypatch.setattr(pipeline, "exploration", lambda profile, task, encoder: task)
+    monkeypatch.setattr(goals.Goal, "load", lambda path: path.name)
+    monkeypatch.setattr(pipeline, "train_explored", lambda profile, encoder, task: (
+        SimpleNamespace(save=lambda path, resume: touch(path)), pd.DataFrame()))
+    monkeypatch.setattr(pipeline, "normalise", lambda profile, task, encoder, goal, weights, path: (
+        made.append((task, goal)), touch(path)))
+    pipeline.run("laptop", ["fb"], ["bin-picking", "push"])
+    assert made == [("bin-picking", "bin-picking"), ("push", "push")]
+    pipeline.run("laptop", ["fb"], ["bin-picking"])
+    assert len(made) == 2 and not pipeline.missing("fb", profiles.get_profile("laptop"), ["push"])
+    assert pipeline.missing("fb", profiles.get_profile("laptop"))
+    left = variants._left(profiles.get_profile("laptop"), ["walker-walk"])
+    assert set(left.values()) == {("walker-walk", "fb.action_aware", False)}
+    refused = {("fb",): (["pick"], "unknown task 'pick'; valid: bin-picking, "), ("goals", "fb"): (
+        ["push"], "the stage 'goals' is made for all tasks at once; tasks can be named for: fb, variants")}
+    for only, (tasks, says) in refused.items():
+        with pytest.raises(InputError, match=says):
+            pipeline.run("laptop", only, tasks)
+    assert len(made) == 2
 
 
 def test_every_task_that_the_laptops_grid_needs_f_and_b_of_gets_them():
