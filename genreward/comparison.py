@@ -82,6 +82,29 @@ def difference(treated: Sequence[float], control: Sequence[float]) -> Interval:
     return Interval(value, float(interval.low), float(interval.high), n)
 
 
+def welch_p(treated: Sequence[float], control: Sequence[float]) -> float:
+    """Two-sided p of Welch's test of no `difference`; NaN where a group has one seed, 0 or 1 where neither varies."""
+    first, second = np.asarray(treated, float), np.asarray(control, float)
+    if min(len(first), len(second)) < 2:
+        return float("nan")
+    if first.var() == 0 and second.var() == 0:
+        return float(first.mean() == second.mean())
+    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's correction (1979) of the p of several comparisons made on the same runs, in the order given: the smallest
+    times their number, the next times one fewer, and so on, none below the one before it, none above 1. Whatever hangs
+    together, the chance that any true null falls below a level is at most that level."""
+    p = np.asarray(p, float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise InputError("every p must lie in [0, 1]")
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected
+
+
 def finals(table: pd.DataFrame, metric: str, last: int = 1) -> pd.Series:
     """Each seed's mean of its `last` latest evaluations, indexed by agent, task, method, seed.
 

@@ -275,7 +275,8 @@ def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
 def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return",
               longer: str | None = None, step: int | None = None) -> pd.DataFrame:
     """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
-    metric), low, high (Welch's 95% interval), n (of the smaller group). Only where both have finished runs.
+    metric), low, high (Welch's 95% interval), n (of the smaller group), p (of Welch's test, two-sided, of this one
+    comparison alone). Only where both have finished runs.
 
     control: the curve that all are set against (its printed name); None: the same environment reward alone, seen in
     the same way. longer: the experiment whose runs are the controls, after `step` environment steps (None: after its
@@ -290,8 +291,9 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
         if len(alone) and curve != (against := alone["curve"].iloc[0]):
             taken = f", {alone['step'].max():,} steps" if longer is not None else ""
             lines.append({"task": task, "curve": curve, "method": method, "control": against + taken,
-                          **comparison.difference(of["value"], alone["value"])._asdict()})
-    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields])
+                          **comparison.difference(of["value"], alone["value"])._asdict(),
+                          "p": comparison.welch_p(of["value"], alone["value"])})
+    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields, "p"])
 
 
 def contrasts_later(profile: str | Profile, name: str, longer: str) -> pd.DataFrame:
@@ -302,6 +304,33 @@ def contrasts_later(profile: str | Profile, name: str, longer: str) -> pd.DataFr
     found = pd.concat([contrasts(profile, name, longer=longer, step=step).assign(step=step) for step in steps]
                       or [contrasts(profile, name, longer=longer).assign(step=0)], ignore_index=True)
     return found.assign(verdict=[verdict(row) for _, row in found.iterrows()])
+
+
+def together(profile: str | Profile, name: str, longer: str) -> int:
+    """The first evaluation of a longer control by which it has taken as many steps as a run and the exploration of its
+    F and B took together; 0 where it never has."""
+    needed = members(profile, name)["wanted"].max() + profiles.get_profile(profile).fb.exploration_steps
+    return min((int(step) for step in rows(profile, longer)["step"] if step >= needed), default=0)
+
+
+def shared(profile: str | Profile, name: str = "again", longer: str = "longer") -> pd.DataFrame:
+    """Every comparison for which the seeds of an experiment are used, as lines of `contrasts`: each curve against the
+    environment's reward alone, at equal steps, with the exploration's added (`together`) and against the longer
+    control's end; the unchanged method against each of its variants. p_holm is p corrected for all of them
+    (`comparison.holm`), the number of which is the number of lines; only where both sides have two runs or more."""
+    declared = members(profile, name)
+    full = declared.loc[~declared["method"].isin(("dense", "sparse")) & (declared["variant"] == ""), "curve"].iloc[0]
+    among = contrasts(profile, name, full)
+    among = among[~among["method"].isin(("dense", "sparse"))]
+    # the difference of the full reward to its variant, not the variant's to it
+    among = among.assign(curve=among["control"], control=among["curve"], value=-among["value"], low=-among["high"],
+                         high=-among["low"])
+    step = together(profile, name, longer)
+    parts = [contrasts(profile, name), *([contrasts(profile, name, longer=longer, step=step)] if step else []),
+             contrasts(profile, name, longer=longer), among]
+    found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    found = found[found["p"].notna()].drop_duplicates(["task", "curve", "control"]).reset_index(drop=True)
+    return found.assign(p_holm=comparison.holm(found["p"]))
 
 
 def _ends(profile: str | Profile, name: str, metric: str, step: int | None = None) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 `reward_study` scores the episodes and hands the tables over (`... reward_episodes, results -> reward_metrics ->
 reward_study -> figures -> book`). Every metric comes with a 95% interval from drawing whole starts again, since the
-episodes of one start share object and goal.
+episodes of one start share object and goal; `over_tasks` gives the wider one, in which the tasks are the sample.
 """
 
 from __future__ import annotations
@@ -208,6 +208,29 @@ def _row(name: str, task: str, metric: str, values: np.ndarray, n: int, varied: 
     low, high = np.quantile(resampled, [0.025, 0.975]) if varied and len(resampled) else (np.nan, np.nan)
     return {"model": name, "task": task, "metric": metric, "value": float(values[0]), "low": float(low),
             "high": float(high), "n": int(n)}
+
+
+OVER_TASKS = "over tasks"
+
+
+def over_tasks(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `quality_of` that are the mean over tasks, with Student's 95% interval over the tasks instead: task
+    "over tasks", n their number; one task gives no interval.
+
+    The interval of "all" holds for these tasks, each with its one goal video and its one F and B: starts are drawn
+    again, tasks are not. For another task, video or training the tasks are the sample, and there are few of them.
+    """
+    rows = []
+    for (model, metric), of in found[found["task"] != "all"].groupby(["model", "metric"], sort=False):
+        values = of["value"].to_numpy(float)
+        if np.isnan(values).any():
+            continue
+        mean, n = values.mean(), len(values)
+        half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        least = -1.0 if metric in ("spearman", "partial") else 0.0  # Student's knows nothing of a metric's range
+        rows.append({"model": model, "task": OVER_TASKS, "metric": metric, "value": float(mean),
+                     "low": float(np.maximum(mean - half, least)), "high": float(np.minimum(mean + half, 1.0)), "n": n})
+    return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
 
 
 # ---- in words

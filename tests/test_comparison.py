@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from genreward import comparison, files, profiles, results
 from genreward.errors import InputError
@@ -30,6 +31,27 @@ def test_a_difference_has_welchs_interval():
     assert comparison.difference([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0, 2)
     with pytest.raises(InputError, match="at least one run"):
         comparison.difference([], [1.0])
+
+
+def test_p_is_small_where_the_interval_leaves_0_and_is_welchs():
+    first, second = [3.0, 5.0, 4.0], [1.0, 2.0, 3.5]
+    assert comparison.welch_p(first, second) == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    apart = [value + 4 for value in first]
+    assert comparison.welch_p(apart, second) < 0.05 < comparison.welch_p(first, second)
+    assert comparison.difference(apart, second).low > 0 > comparison.difference(first, second).low
+    assert np.isnan(comparison.welch_p([3.0], second))
+    assert comparison.welch_p([2.0, 2.0], [1.0, 1.0]) == 0 and comparison.welch_p([2.0, 2.0], [2.0, 2.0]) == 1
+
+
+def test_holms_correction_by_hand_and_its_promise():
+    """0.01 x 4, then 0.02 x 3, then 0.03 x 2 which is no smaller, then 0.9, in whatever order they come."""
+    assert comparison.holm([0.9, 0.01, 0.03, 0.02]) == pytest.approx([0.9, 0.04, 0.06, 0.06])
+    assert comparison.holm([0.6, 0.7]) == pytest.approx([1.0, 1.0]) and len(comparison.holm([])) == 0
+    draws = np.random.default_rng(0).random((4000, 10))  # ten true nulls: one is called false in 5% of families
+    called = np.mean([comparison.holm(p).min() < 0.05 for p in draws])
+    assert abs(called - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000) and np.mean(draws.min(axis=1) < 0.05) > 0.3
+    with pytest.raises(InputError, match=r"every p must lie in \[0, 1\]"):
+        comparison.holm([0.1, np.nan])
 
 
 @pytest.mark.parametrize(("treated", "end"), [

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from scipy import stats
 
-from genreward import behaviour, claims, evidence, experiments, figures, files, profiles, results, training
+from genreward import behaviour, claims, comparison, evidence, experiments, figures, files, profiles, results, training
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
 from genreward.goals import Goal
@@ -130,8 +130,37 @@ def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_
     record(twice[0], [0.0, 0.0, 1.0, 2.0, 3.0, 2.0])
     record(twice[1], [0.0, 0.0, 2.0, 2.5, 3.2, 2.5])
     found = finding(claim)  # it ends at 2.25, and stood at 3.1 before
-    told = "Sparse reward, 1,536 steps; where the control stands best, at 1,280 steps: +6.4 ["
-    assert found.verdict == claims.REPRODUCED and told in found.numbers
+    told = "comparisons of these seeds counted; where the control stands best, at 1,280 steps: +6.4 ["
+    assert "against Sparse reward, 1,536 steps, p = " in found.numbers and told in found.numbers
+
+
+def test_seeds_that_serve_many_comparisons_must_stand_with_all_of_them_counted(tiny, monkeypatch):
+    """Three seeds, a variant that is no better, a longer control; the exploration of F and B took 300 steps."""
+    arms = (Arm("sparse"), Arm("genreward_sound"), Arm("genreward_sound", (("reward.sound_alpha", 0.0),)))
+    both = {"again": Experiment("again", "", "", ("reach",), arms, seeds=3),
+            "longer": Experiment("longer", "", "", ("reach",), arms[:1], seeds=3, times=2)}
+    monkeypatch.setattr(experiments, "experiments", lambda profile: both)
+    monkeypatch.setitem(profiles.PROFILES, "tiny", replace(tiny, fb=replace(tiny.fb, exploration_steps=300)))
+    full, half = "GenReward (every step, buffer targets)", "without the video-level reward"
+    ends = {("sparse", ""): [1.0, 2.0, 3.0], ("genreward_sound", ""): [7.0, 8.0, 9.5],
+            ("genreward_sound", "+sound_alpha-0.0"): [5.0, 9.0, 7.0]}
+    for run in both["again"].runs("tiny"):
+        values = [0.0, 0.0, ends[run.method, run.variant][run.seed]]
+        record(run, values + [1.5 + run.seed, 2.0 + run.seed, 3.5 + run.seed] * (run.method == "sparse"))
+    assert evidence.together("tiny", "again", "longer") == 1280  # 768 and 300 taken together: 1,068
+    found = evidence.shared("tiny")
+    controls = ["Sparse reward" + steps for steps in ("", ", 1,280 steps", ", 1,536 steps")]
+    assert list(zip(found["curve"], found["control"], strict=True)) == [
+        *((curve, control) for control in controls for curve in (full, half)), (full, half)]
+    assert found["p_holm"].tolist() == pytest.approx(comparison.holm(found["p"]).tolist())
+    last = found.iloc[-1]
+    assert last["value"] == pytest.approx(8.1667 - 7, abs=1e-3) and last["low"] < 0 < last["high"]
+    plain = stats.ttest_ind([7, 8, 9.5], [3.5, 4.5, 5.5], equal_var=False)
+    row = found.iloc[4]
+    assert row["p"] == pytest.approx(plain.pvalue) and row["p"] < 0.05 < row["p_holm"] and row["low"] > 0
+    assert finding("Fig. 5, easy task again").verdict == claims.REPRODUCED
+    longer = finding("Fig. 5, easy task longer")  # better by its own interval, not with seven counted
+    assert longer.verdict == claims.NOT and f"p = {row['p_holm']:.2g} with all 7 comparisons" in longer.numbers
 
 
 def test_contrasts_in_words_name_both_sides_or_the_command_that_makes_the_runs(tiny, monkeypatch):

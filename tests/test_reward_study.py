@@ -16,11 +16,14 @@ from genreward.errors import InputError
 from genreward.reward_episodes import FAKES, KINDS, LOOKS, OUTCOMES, StudyConfig, progress
 from genreward.reward_metrics import (
     METRICS,
+    OVER_TASKS,
+    QUALITY_COLUMNS,
     auroc,
     conclusions,
     episode_scores,
     late_prior,
     looks_or_function,
+    over_tasks,
     pairwise_accuracy,
     partial_spearman,
     quality_of,
@@ -335,6 +338,24 @@ def test_the_clock_knows_nothing_and_its_sum_only_the_length():
     table = episode_scores(episodes, steps, cut)
     found = quality_of("clock", table, resamples=10).set_index(["task", "metric"])["value"]
     assert found["all", "auroc_failure"] == 0.5 and found["all", "auroc_sum_failure"] == 0
+
+
+def test_over_tasks_the_tasks_are_the_sample():
+    """Three tasks at 0.2, 0.5 and 0.8, whatever the intervals within them; one task, and one without a value."""
+    found = pd.DataFrame([(model, task, metric, value, value - 0.01, value + 0.01, 30) for model, metric, of in (
+        ("uneven", "auroc_failure", (0.2, 0.5, 0.8)), ("high", "auroc_failure", (0.7, 1.0, 1.0)),
+        ("low", "partial", (-1.0, -0.2, 0.0)), ("one", "function", (0.9,)), ("none", "function", (0.9, np.nan)))
+        for task, value in zip("abc", of, strict=False)], columns=list(QUALITY_COLUMNS))
+    everything = pd.concat([found, found[found["model"] == "uneven"].assign(task="all", value=99.0)])
+    rows = over_tasks(everything).set_index("model")
+    assert list(rows.index) == ["uneven", "high", "low", "one"] and set(rows["task"]) == {OVER_TASKS}
+    low, high = stats.t.interval(0.95, 2, loc=0.5, scale=stats.sem([0.2, 0.5, 0.8]))
+    assert low < 0 and high > 1  # Student's is cut to the range of the metric
+    assert tuple(rows.loc["uneven", ["value", "low", "high", "n"]]) == (pytest.approx(0.5), 0, 1, 3)
+    assert rows.loc["high", "high"] == 1 and rows.loc["low", "low"] == -1 and 0 < rows.loc["low", "high"] < 1
+    assert rows.loc["one", "value"] == 0.9 and np.isnan(rows.loc["one", "low"])
+    given = verdicts(over_tasks(everything), OVER_TASKS).set_index("model")["verdict"]
+    assert given["uneven"] == 0 and given["one"] == 0
 
 
 def test_noise_is_near_a_coin_and_inside_its_interval():
