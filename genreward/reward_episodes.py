@@ -246,8 +246,8 @@ def _labelled(episode: Trajectory, kind: str) -> Trajectory:
 
 def record_task(task: str, config: StudyConfig, size: int, progress_bar: bool = True) -> list[Trajectory]:
     """The study's episodes of one task: for each of up to `config.starts` starts one of every outcome, with pictures
-    (size x size). Starts come in an order drawn from the seed; the failure modes take turns. InputError when no start
-    will do."""
+    (size x size). Starts come in an order drawn from the seed; the failure modes take turns, and where one does
+    not come about another steps in. InputError when no start will do."""
     env = envs.make_env(task, seed=config.seed, size=size)
     recorded: list[Trajectory] = []
     done = 0

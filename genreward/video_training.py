@@ -200,8 +200,9 @@ def prediction_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor
 class DiffusionLoss(nn.Module):
     """Eq. 1-2 for image-to-video: noise the latents, ask the transformer for the target, mean squared error.
 
-    The first frame's latent is given on extra channels, followed by zeros, exactly as the diffusers pipeline does when
-    it generates. With a text encoder its weights learn too; without, `text` holds embeddings made beforehand.
+    The first frame's latent is given on extra channels, followed by zeros, as the diffusers pipeline does when it
+    generates (which draws that latent from the VAE's posterior; here it is the mode). With a text encoder its weights
+    learn too; without, `text` holds embeddings made beforehand.
     """
 
     def __init__(self, model: VideoModel, weight: torch.Tensor, learn_text: bool) -> None:

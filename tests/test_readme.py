@@ -6,7 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genreward import book, claims, cost, envs, evidence, experiments, files, goals, rewards, video_model
+from genreward import (
+    book,
+    claims,
+    cost,
+    envs,
+    evidence,
+    experiments,
+    files,
+    goals,
+    reward_metrics,
+    reward_study,
+    rewards,
+    video_model,
+)
 from genreward.errors import InputError
 from genreward.rewards import base
 from genreward.trajectory import Trajectory
@@ -105,6 +118,43 @@ def test_what_it_tells_of_every_frame_of_a_goal_video_is_on_record():
             f"*first*, in which it is open, in {done[0]:.0f}%") in " ".join(TEXT.split())
     choice = evidence.frame_choice(found).set_index("task")["rank"]
     assert choice.to_dict() == {"reach": 8, "drawer-close": 1}  # "the best of the nine", "the eighth best"
+
+
+def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on_record():
+    text, quality = " ".join(TEXT.split()), reward_study.recorded_quality("laptop")
+    wider = reward_metrics.over_tasks(quality).set_index(["model", "metric"])
+    by_task = quality[(quality["metric"] == "auroc_failure") & (quality["task"] != "all")].groupby("model")["value"]
+    ends = [f"{by_task.min()[name]:.2f} to {by_task.max()[name]:.2f}" for name in (
+        "genreward_frame_goal", "genreward_frame_buffer")]
+    goal, buffer, vlm, liv, video, first, oracle = (
+        reward_metrics.printed(wider.loc[(name, "auroc_failure")]).replace("1.00]", "1]") for name in (
+            "genreward_frame_goal", "genreward_frame_buffer", "vlm_rm", "liv", "genreward_video",
+            "genreward_video_first", "genreward_video_oracle"))
+    assert f"is {ends[0]} by task (mean over five tasks {goal}; repaired: {ends[1]}, {buffer};" in text
+    assert (f"VLM-RM {vlm}, LIV {liv}, the video term {video}, with the first latent removed {first}, "
+            f"with a real goal video {oracle}.") in text
+
+    served = evidence.shared("laptop")
+    stand = served[served["p_holm"] < 0.05]
+    assert f"serve {len(served)} comparisons" in text and len(stand) == 4
+    assert stand["p_holm"].max() < 0.005 and "(p = 0.005 and less)" in text
+    longer = served[(served["curve"] == stand["curve"].iloc[0]) & served["control"].str.contains("steps")]
+    first, last = (f"{p:.2f}" for p in longer["p_holm"])
+    assert f"these do not (p = {first} and {last})" in text and f"corrected p = {first};" in text
+
+    def shares(name, task, method):  # of the pay while they learned
+        table = evidence.rows("laptop", name)
+        table = table[(table["task"] == task) & (table["method"] == method) & (table["agent"] == "sac")
+                      & (table["variant"] == "")].sort_values("step")
+        return table.groupby(["metric", "run"])["value"].last()
+
+    drawer = shares("again", "drawer-close", "genreward_sound")
+    assert (f"it is {drawer['share_frame'].mean():.0%} of the pay while these agents learn, the video-level one "
+            f"{drawer['share_video'].mean():.1%};") in text
+    easy = [value for task in ("reach", "drawer-close") for value in shares("easy", task, "genreward")["share_frame"]]
+    place = shares("base", "pick-place", "genreward")["share_frame"]
+    assert (f"{100 * min(easy):.2f} to {max(easy):.2%} of what agents are paid while they learn the easy tasks, "
+            f"{100 * place.min():.1f} to {place.max():.1%} on pick-place") in text
 
 
 def test_its_table_is_the_books():

@@ -178,7 +178,7 @@ def shows_success(row: dict[str, Any]) -> bool:
 
 def demonstration(folder: str | os.PathLike | demos.VideoFolder, task: str, size: int | None = None) -> np.ndarray:
     """The one demonstration of a task, (K, H, W, 3) uint8; InputError when the folder has none. The encoder's training
-    leaves it out."""
+    leaves it out where the folder is that of the evaluated tasks."""
     folder = folder if isinstance(folder, demos.VideoFolder) else demos.VideoFolder(folder)
     return folder.frames(demonstration_index(folder, task), size=size)
 
