@@ -279,8 +279,10 @@ def findings(profile: str | Profile) -> pd.DataFrame:
 
 
 def markdown(found: pd.DataFrame) -> str:
-    """The table for README: claim, verdict, numbers, notebook."""
-    lines = ["| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
+    """For README: how many claims have which verdict, and the table of claim, verdict, numbers, notebook."""
+    told = ", ".join(f"{number} {verdict}" for verdict, number in counts(found).items())
+    lines = [f"Of {len(found)} claims: {told}.", "",
+             "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
     for row in found.itertuples():
         measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured
         lines.append(f"| {row.item} | {row.claim} | **{row.verdict}** | {measured} | {row.notebook} |")
