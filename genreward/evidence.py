@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from . import behaviour, comparison, experiments, figures, files, profiles, results, training
+from . import behaviour, comparison, experiments, figures, files, forecast, profiles, results, training
 from .goals import Goal
 from .profiles import Profile
 from .results import Interval
@@ -206,6 +206,55 @@ def frame_choice(found: pd.DataFrame) -> pd.DataFrame:
                       "value": float(chosen["value"]), "best": int(best["frame"]),
                       "best_value": float(best["value"])})
     return pd.DataFrame(lines, columns=["task", "frames", "tau", "p", "chosen", "rank", "value", "best", "best_value"])
+
+
+TOWARD_GOALS = ("easy", "again", "fig10_easy", "zero_shot", "every_frame")
+"""The experiments in which agents are paid, or pi_z is sent, toward another goal and nothing else differs."""
+
+
+def foreseen(profile: str | Profile, task: str) -> pd.DataFrame:
+    """What was told of each goal of a task before anybody acted on it, and what became of it, a line a goal.
+
+    Columns: goal (in print), source, repeated (whether its goal frame stands higher up under another name), progress
+    and done with their `_low` and `_high`, expert_pay (`forecast.told`); of the agents that are paid toward it beside
+    the sparse reward: value, low, high (final dense return, mean and Student's 95% interval), success, n (seeds) and
+    agents_pay (the frame-level term a step of their own episodes); of pi_z toward it: pi_z (dense return), pi_z_n.
+    """
+    profile = profiles.get_profile(profile)
+    before = forecast.told(forecast.load(profile, task))
+    declared, table = members(profile, TOWARD_GOALS), rows(profile, TOWARD_GOALS)
+    last = table.sort_values("step").groupby(["run", "metric"])["value"].last()
+    own = members(profile, "fig10_easy")
+    method = own.loc[~own["method"].isin(("dense", "sparse")) & (own["variant"] == ""), "method"].iloc[0]
+    kept = results.load(behaviour.folder(profile))
+    kept = kept[kept["metric"] == "paid_frame"].set_index("run")["value"] / profile.episode_steps
+    lines = []
+    for row in before.itertuples():
+        of = declared[(declared["task"] == task) & declared["done"]
+                      & (declared["variant"] == ("" if row.goal == forecast.OWN else f"+goal-{row.goal}"))]
+        paid, sent = (list(of.loc[of["method"] == name, "run"]) for name in (method, "fb_zero_shot"))
+        found, alone = (mean_interval([last[run, "return"] for run in runs]) for runs in (paid, sent))
+        name = "as always" if row.goal == forecast.OWN else SOURCE_NAMES.get(row.goal, row.goal.replace("_", " "))
+        lines.append({**row._asdict(), "goal": name, "source": row.goal, "value": found.value, "low": found.low,
+                      "high": found.high, "n": found.n, "pi_z": alone.value, "pi_z_n": alone.n,
+                      "success": float(np.mean([last[run, "success"] for run in paid])) if paid else math.nan,
+                      "agents_pay": float(kept.reindex(paid).mean()) if paid else math.nan})
+    found = pd.DataFrame(lines).drop(columns="Index")
+    return found.assign(repeated=found.duplicated(["progress", "done", "progress_low"]))
+
+
+def foretold(found: pd.DataFrame) -> pd.DataFrame:
+    """Whether what was told before orders the goals as what became of them does (`foreseen`): told, outcome, tau
+    (Kendall's) and its p, goals (how many; each frame once). Only where three goals or more have both."""
+    lines = []
+    for outcome, name in (("value", "return of agents paid toward it"), ("pi_z", "return of pi_z")):
+        for before in ("progress", "done"):
+            of = found[~found["repeated"]].dropna(subset=[before, outcome])
+            if len(of) >= 3:
+                tau = stats.kendalltau(of[before], of[outcome])
+                lines.append({"told": before, "outcome": name, "tau": float(tau.statistic), "p": float(tau.pvalue),
+                              "goals": len(of)})
+    return pd.DataFrame(lines, columns=["told", "outcome", "tau", "p", "goals"])
 
 
 def reference_table(profile: str | Profile, tasks: Sequence[str], episodes: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -554,6 +603,38 @@ def sweep_figure(found: pd.DataFrame, lines: Mapping[str, float] | None = None, 
     axes[0, 0].set_ylabel("final dense return")
     if lines:
         axes[0, -1].legend(loc="best", fontsize=7)
+    return fig
+
+
+def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
+    """Of `foreseen`: left what was told of each goal (progress) against the final dense return of the agents that were
+    paid toward it, named, with their interval; right against the return of pi_z, which is not paid, every frame once.
+    """
+    fig, (paid, sent) = pyplot.subplots(1, 2, figsize=(width, 3.0), sharex=True, sharey=True, layout="constrained")
+    tone = figures.colour("genreward_sound")
+    of = found[found["n"] > 0].sort_values("value")
+    for row in of.itertuples():
+        if not math.isnan(row.low):
+            paid.plot([row.progress] * 2, [row.low, row.high], color=tone, linewidth=1.2, alpha=0.6)
+        paid.plot(row.progress, row.value, "o", color=tone, markersize=5)
+        left = row.progress > found["progress"].median()
+        paid.annotate(f"{row.goal} (n={row.n})", (row.progress, row.value), xytext=(-5 if left else 5, 3),
+                      textcoords="offset points", ha="right" if left else "left", fontsize=6.5)
+    alone = found[~found["repeated"] & (found["pi_z_n"] > 0)]
+    sent.plot(alone["progress"], alone["pi_z"], "s", color=figures.colour("fb_zero_shot"), markersize=4)
+    for row in alone.itertuples():
+        one = row.goal.removeprefix("frame ").removeprefix("imagined, ").removeprefix("goal frame ")
+        last = row.progress == alone["progress"].max()
+        sent.annotate(one, (row.progress, row.pi_z), xytext=(5, -2) if last else (0, 5), textcoords="offset points",
+                      rotation=0 if last else 55, rotation_mode="anchor", fontsize=6.5)
+    fig.supxlabel("rank correlation of r_FB with true progress, recorded episodes", fontsize=8)
+    for axis, title in ((paid, "agents paid toward it"), (sent, "$\\pi_z$ sent toward it")):
+        axis.axvline(0, color="0.8", linewidth=0.8)
+        axis.set_title(title)
+        axis.margins(x=0.2, y=0.2)  # for the names
+        if not axis.lines[1:]:
+            axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
+    paid.set_ylabel("dense return")
     return fig
 
 

@@ -10,7 +10,10 @@ says r_FB of the step just taken toward each goal. Raw scores are kept; two numb
 - done: AUROC of r_FB at steps after which the task is done against all others (0.5 is a coin).
 
 Both ask for order only, so the normalisation of the repaired reward changes neither. Whether they foretell what agents
-learn that are paid toward these goals, or where pi_z gets, is asked in `evidence` and notebook 10.
+learn that are paid toward these goals, or where pi_z gets, is asked in `evidence` and notebook 10. A third was added
+once these were known: expert_pay, what the repaired reward would pay the expert a step, to be held against what it
+pays the agents that it has trained. An agent that is paid more for less has found what the goal frame likes better
+than the task.
 
     python -m genreward.forecast --profile laptop --tasks reach drawer-close
 """
@@ -18,6 +21,7 @@ learn that are paid toward these goals, or where pi_z gets, is asked in `evidenc
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,13 +32,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from . import envs, errors, files, profiles, results, variants
+from . import envs, errors, experiments, files, profiles, results, variants
 from . import forward_backward as fbs
 from .errors import InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress
 from .reward_metrics import auroc, spearman
+from .tasks import get_task
 
 KINDS = ("expert", "near the object", "random")
 OWN = "own"
@@ -55,6 +60,12 @@ def settings(profile: str | Profile) -> Settings:
     return Settings(episodes=1, every=64) if profiles.get_profile(profile).name == "smoke" else Settings()
 
 
+def tasks(profile: str | Profile) -> tuple[str, ...]:
+    """The tasks on which the grid asks for pi_z toward several goals (`zero_shot`) and which have a scripted expert."""
+    runs = experiments.chosen(profile, ["zero_shot"])[0].runs(profile)
+    return tuple(dict.fromkeys(run.task for run in runs if get_task(run.task).suite == "metaworld"))
+
+
 def goals(profile: str | Profile, task: str) -> dict[str, Goal]:
     """Name -> goal: the profile's own and those of every source that the grid declares for the task and that is there.
     """
@@ -67,18 +78,24 @@ def goals(profile: str | Profile, task: str) -> dict[str, Goal]:
     return found
 
 
-def record(profile: str | Profile, tasks: Sequence[str]) -> list[Path]:
-    """Score what is not on record, or was scored with other weights, goals or settings: results/<profile>/forecast.
-    A missing F and B is an InputError before anything runs."""
+def missing(profile: str | Profile) -> bool:
+    """Whether a task of the profile has no record."""
+    return not all(_path(profiles.get_profile(profile), task).is_file() for task in tasks(profile))
+
+
+def record(profile: str | Profile, names: Sequence[str] | None = None) -> list[Path]:
+    """Score what is not on record (of `tasks`, or these), or was scored with other weights, goals or settings:
+    results/<profile>/forecast. A missing F and B is an InputError before anything runs."""
     from .pipeline import load_encoder
 
     profile = profiles.get_profile(profile)
-    for task in tasks:
+    names = tuple(names or tasks(profile))
+    for task in names:
         if not (profiles.paths(profile).fb / f"{task}.pt").is_file():
             raise InputError(f"the forward-backward model of {task!r} is missing; make it with: python -m "
                              f"genreward.pipeline --profile {profile.name} --only fb --tasks {task}")
     written, encoder = [], None
-    for task in tasks:
+    for task in names:
         path, effort = _path(profile, task), settings(profile)
         toward = goals(profile, task)
         inputs = _inputs(profile, task, toward, effort)
@@ -152,8 +169,9 @@ def _episode(env: envs.MetaWorldEnv, policy: envs.Policy, task: str, every: int)
 
 
 def load(profile: str | Profile, task: str) -> pd.DataFrame:
-    """A line a goal and scored step: goal, kind, episode, step, progress, done, score (r_FB, not normalised).
-    InputError, with the command that makes them, where there are none."""
+    """A line a goal and scored step: goal, kind, episode, step, progress, done, score (r_FB) and pay (as the repaired
+    reward normalises it toward that goal; NaN without its normaliser). InputError, with the command that makes them,
+    where there are none."""
     profile = profiles.get_profile(profile)
     path = _path(profile, task)
     if not path.is_file():
@@ -163,14 +181,20 @@ def load(profile: str | Profile, task: str) -> pd.DataFrame:
         kept = dict(kept)
     steps = pd.DataFrame({"kind": kept["kinds"][kept["kind"]], "episode": kept["episode"], "step": kept["step"],
                           "progress": kept["progress"], "done": kept["done"].astype(bool)})
-    return pd.concat([steps.assign(goal=str(name), score=kept["scores"][:, column])
-                      for column, name in enumerate(kept["goals"])], ignore_index=True)
+    tables = []
+    for column, name in enumerate(map(str, kept["goals"])):
+        score, source = kept["scores"][:, column], "" if name == OWN else f"+goal-{name}"
+        known = profiles.paths(profile).fb / f"{task}{source}-normaliser.json"
+        pay = fbs.RewardNormaliser(**files.read_json(known))(score) if known.is_file() else math.nan
+        tables.append(steps.assign(goal=name, score=score, pay=pay))
+    return pd.concat(tables, ignore_index=True)
 
 
 def told(scored: pd.DataFrame, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
     """What the scores toward each goal say (`load`), a line a goal: goal, progress and done (see the module), each with
-    the ends of a 95% interval from drawing whole episodes again, kind by kind (`..._low`, `..._high`), n (episodes).
-    NaN where nothing varies or the task is done at no step or at all."""
+    the ends of a 95% interval from drawing whole episodes again, kind by kind (`..._low`, `..._high`), expert_pay (mean
+    pay a step of the expert's episodes), n (episodes). NaN where nothing varies or the task is done at no step or at
+    all."""
     lines = []
     for goal, of in scored.groupby("goal", sort=False):
         parts = [[rows[["score", "progress", "done"]].to_numpy(float) for _, rows in kind.groupby("episode")]
@@ -180,7 +204,7 @@ def told(scored: pd.DataFrame, resamples: int = 500, seed: int = 0) -> pd.DataFr
         drawn += [[kind[index] for kind in parts for index in rng.integers(len(kind), size=len(kind))]
                   for _ in range(resamples)]
         every = [_both(np.concatenate(one)) for one in drawn]
-        line: dict[str, Any] = {"goal": goal}
+        line: dict[str, Any] = {"goal": goal, "expert_pay": float(of.loc[of["kind"] == KINDS[0], "pay"].mean())}
         for column, name in enumerate(("progress", "done")):
             values = np.array([one[column] for one in every])
             line[name] = values[0]
@@ -201,10 +225,10 @@ def _both(rows: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
-    parser.add_argument("--tasks", nargs="+", help="default: all that F and B are measured on")
+    parser.add_argument("--tasks", nargs="+", help="default: those of the experiment zero_shot")
     arguments = parser.parse_args()
     profile = profiles.get_profile(arguments.profile)
-    for path in record(profile, arguments.tasks or profiles.measured_tasks(profile)):
+    for path in record(profile, arguments.tasks):
         print(path)
         print(told(load(profile, path.stem)).round(3).to_string(index=False))
 

@@ -336,11 +336,14 @@ def make_variants(profile: Profile, tasks: Sequence[str] | None = None) -> None:
 
 
 def make_calibration(profile: Profile) -> None:
-    """Whether F^T B is a probability, and how far pi_z gets by itself: measured once for notebook 05."""
+    """Whether F^T B is a probability, how far pi_z gets by itself, and what r_FB toward each goal says of episodes that
+    nobody was paid for: measured once for notebooks 05 and 10."""
+    from . import forecast
     from .calibration import MEASURES, record
 
     for what in MEASURES:
         record(profile, what, profiles.measured_tasks(profile))
+    forecast.record(profile)
 
 
 def make_study(profile: Profile) -> None:
@@ -403,10 +406,12 @@ def missing(stage: str, profile: Profile, tasks: Sequence[str] | None = None) ->
 
         return variants.missing(profile, tasks)
     if stage == "calibration":
+        from . import forecast
         from .calibration import FEATURES, FOLDERS, run_name
 
-        return any(not (where.results / folder / f"{run_name(what, name, one)}.csv").is_file()
-                   for what, folder in FOLDERS.items() for name in profiles.measured_tasks(profile) for one in FEATURES)
+        return forecast.missing(profile) or any(
+            not (where.results / folder / f"{run_name(what, name, one)}.csv").is_file()
+            for what, folder in FOLDERS.items() for name in profiles.measured_tasks(profile) for one in FEATURES)
     if stage == "study":
         from . import reward_study
 

@@ -9,7 +9,19 @@ import pytest
 from matplotlib.colors import to_rgba
 from scipy import stats
 
-from genreward import behaviour, claims, comparison, evidence, experiments, figures, files, profiles, results, training
+from genreward import (
+    behaviour,
+    claims,
+    comparison,
+    evidence,
+    experiments,
+    figures,
+    files,
+    forecast,
+    profiles,
+    results,
+    training,
+)
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
 from genreward.goals import Goal
@@ -448,6 +460,48 @@ def test_a_sweep_has_each_weight_with_the_unchanged_runs_among_both(tiny, monkey
     half = stats.t.ppf(0.975, 1) * np.std([1, 4], ddof=1) / np.sqrt(2)
     interval = next(line for line in alpha.lines if list(line.get_xdata()) == [0, 0])
     assert tuple(interval.get_ydata()) == pytest.approx((2.5 - half, 2.5 + half))
+
+
+def test_what_was_told_of_a_goal_stands_beside_what_became_of_it(tiny, monkeypatch):
+    """Four goals whose scores follow progress the less the further down they stand; the last is the third's frame."""
+    arms = (Arm("sparse"), Arm("genreward_sound"), *(Arm(method, (("goal", source),)) for source in (
+        "camera", "frame_3", "random_frame") for method in ("genreward_sound", "fb_zero_shot")), Arm("fb_zero_shot"))
+    grid = Experiment("fig10_easy", "", "", ("reach",), arms, seeds=2)
+    empty = {name: Experiment(name, "", "") for name in evidence.TOWARD_GOALS}
+    monkeypatch.setattr(experiments, "experiments", lambda profile: empty | {"fig10_easy": grid})
+    far = np.tile(np.linspace(0, 1, 6), 2)
+    orders = {"own": far, "camera": far * np.tile([1, 1, 1, 1, 1, -1], 2), "frame_3": -far, "random_frame": -far}
+    monkeypatch.setattr(forecast, "load", lambda profile, task: pd.concat([pd.DataFrame({
+        "goal": goal, "kind": np.repeat(["expert", "random"], 6), "episode": 0, "step": np.tile(np.arange(6), 2),
+        "progress": far, "done": far >= 1, "score": score,
+        "pay": score + np.repeat([0, 100], 6)}) for goal, score in orders.items()]))
+    ends = {"": (50.0, 70.0), "+goal-camera": (40.0,), "+goal-frame_3": (10.0, 20.0),
+            "+goal-random_frame": (90.0, 90.0)}
+    for run in grid.runs("tiny"):
+        if run.method == "genreward_sound" and run.seed < len(ends[run.variant]):
+            record(run, [0.0, 0.0, ends[run.variant][run.seed]])
+        elif run.agent == "zero_shot":
+            record(run, [30.0 + run.seed if run.variant else 5.0])
+    (paid,) = [run for run in grid.runs("tiny") if run.run_id.endswith("genreward_sound+goal-camera-s0")]
+    results.write_run(behaviour.folder("tiny"), paid.run_id, [
+        {"experiment": "behaviour", "method": paid.label, "task": "reach", "seed": 0, "step": 768,
+         "metric": "paid_frame", "value": 2.0 * tiny.episode_steps}], {})
+    found = evidence.foreseen("tiny", "reach").set_index("source")
+    assert found["goal"].tolist() == ["as always", "imagined, other camera", "frame 3", "goal frame at random"]
+    assert found["repeated"].tolist() == [False, False, False, True]
+    assert found["value"].tolist() == [60, 40, 15, 90] and found["n"].tolist() == [2, 1, 2, 2]
+    assert found["pi_z"].tolist() == [5, 30.5, 30.5, 30.5] and found["pi_z_n"].tolist() == [2] * 4
+    assert found["progress"]["own"] == pytest.approx(1) and found["progress"]["frame_3"] == pytest.approx(-1)
+    assert found["expert_pay"]["own"] == pytest.approx(0.5) and found["agents_pay"]["camera"] == 2.0
+    assert found["agents_pay"].isna().sum() == 3  # no behaviour on record
+    told = evidence.foretold(found.reset_index()).set_index(["told", "outcome"])
+    line = told.loc[("progress", "return of agents paid toward it")]
+    assert line["tau"] == 1 and line["goals"] == 3  # the frame at random is frame 3 again
+    assert evidence.foretold(found.reset_index().iloc[:2]).empty
+    paid, sent = evidence.foreseen_figure(found.reset_index()).axes
+    assert {text.get_text() for text in paid.texts} == {
+        "as always (n=2)", "imagined, other camera (n=1)", "frame 3 (n=2)", "goal frame at random (n=2)"}
+    assert [text.get_text() for text in sent.texts] == ["as always", "other camera", "3"]
 
 
 def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, monkeypatch):

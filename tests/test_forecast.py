@@ -17,9 +17,9 @@ SMOKE = profiles.get_profile("smoke")
 def scored(score, kinds=("expert", "random"), episodes=3, steps=5):
     """Episodes in which the task comes 0.2 further a step and is done at 1, the last kind's stay at 0.3."""
     rows = [("a", kind, episode, step, far := (0.3 if kind == kinds[-1] else 0.2 * step), far >= 1,
-             score(far, step, episode))
+             value := score(far, step, episode), 2 * value)
             for kind in kinds for episode in range(episodes) for step in range(1, steps + 1)]
-    return pd.DataFrame(rows, columns=["goal", "kind", "episode", "step", "progress", "done", "score"])
+    return pd.DataFrame(rows, columns=["goal", "kind", "episode", "step", "progress", "done", "score", "pay"])
 
 
 def test_a_score_in_the_order_of_progress_is_told_from_its_opposite_at_any_scale():
@@ -28,6 +28,7 @@ def test_a_score_in_the_order_of_progress_is_told_from_its_opposite_at_any_scale
     assert (good.progress_low, good.progress_high, good.done_low) == (pytest.approx(1), pytest.approx(1), 1)
     (bad,) = forecast.told(scored(lambda far, *_: -far)).itertuples()
     assert (bad.progress, bad.done) == (pytest.approx(-1), 0)
+    assert bad.expert_pay == pytest.approx(-2 * 0.6)  # the mean of 0.2 to 1, of the experts alone
 
 
 def test_a_score_that_knows_the_end_only_and_one_that_knows_nothing():
@@ -93,7 +94,8 @@ def there(root, monkeypatch):
         made.append(list(toward))
         n = len(forecast.KINDS)
         return {"kind": np.arange(n), "episode": np.zeros(n, int), "step": np.full(n, 4),
-                "progress": np.linspace(0, 1, n), "done": np.arange(n) > 1, "kinds": np.array(forecast.KINDS), "goals": np.array(list(toward)),
+                "progress": np.linspace(0, 1, n), "done": np.arange(n) > 1, "kinds": np.array(forecast.KINDS),
+                "goals": np.array(list(toward)),
                 "scores": np.stack([np.arange(n) * sign for sign in (1.0, -1.0)][:len(toward)], 1).astype(np.float32)}
 
     monkeypatch.setattr(forecast, "_scored", score)
@@ -110,6 +112,9 @@ def test_what_is_on_record_is_made_anew_only_where_a_goal_or_weights_changed(the
     found = forecast.load("smoke", "pick-place")
     assert found.groupby("goal")["score"].apply(list).to_dict() == {forecast.OWN: [0, 1, 2], source: [0, -1, -2]}
     assert found["kind"].tolist() == list(forecast.KINDS) * 2 and found["done"].dtype == bool
+    assert found["pay"].isna().all()
+    (where.fb / "pick-place-normaliser.json").write_text('{"mean": 1.0, "spread": 0.5}')
+    assert forecast.load("smoke", "pick-place")["pay"].tolist()[:3] == [-2, 0, 2]
     Goal.load(where.goals / "pick-place").save(where.goals / "pick-place")  # the same again
     forecast.record("smoke", ["pick-place"])
     assert len(made) == 1

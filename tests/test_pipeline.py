@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from genreward import errors, experiments, goals, pipeline, profiles, reward_study, training, variants
+from genreward import errors, experiments, forecast, goals, pipeline, profiles, reward_study, training, variants
 from genreward.errors import InputError
 from genreward.tasks import PAPER_TASKS
 
@@ -31,7 +31,7 @@ def make_all(where, tasks=PAPER_TASKS):
     assert not variants.missing(SMOKE)
     touch(*(where.results / folder / f"{what.replace('-', '_')}_{task}_{features}.csv" for task in
             profiles.measured_tasks(SMOKE) for what, folder in (("measure", "calibration"), ("zero-shot", "fb"))
-            for features in ("state", "pixels")))
+            for features in ("state", "pixels")), *(forecast._path(SMOKE, task) for task in forecast.tasks(SMOKE)))
     touch(*(where.study / name for name in ("trajectories.npz", "goal_frames.npz", "quality/quality.csv")))
     touch(*(where.study / "scores" / f"{name}.npz" for name in reward_study.MODELS))
 
