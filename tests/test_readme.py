@@ -14,6 +14,7 @@ from genreward import (
     evidence,
     experiments,
     files,
+    forecast,
     goals,
     reward_metrics,
     reward_study,
@@ -155,6 +156,18 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
     place = shares("base", "pick-place", "genreward")["share_frame"]
     assert (f"{100 * min(easy):.2f} to {max(easy):.2%} of what agents are paid while they learn the easy tasks, "
             f"{100 * place.min():.1f} to {place.max():.1%} on pick-place") in text
+
+
+def test_what_it_tells_of_what_was_foretold_is_on_record():
+    text, found = " ".join(TEXT.split()), {}
+    for task in forecast.tasks("laptop"):
+        lines = evidence.foretold(evidence.foreseen("laptop", task))
+        found |= {(task, row.outcome): row for row in lines[lines["told"] == "progress"].itertuples()}
+    sent = [found[task, "return of pi_z"] for task in ("drawer-close", "reach")]
+    paid = found["drawer-close", "return of agents paid toward it"]
+    assert {row.goals for row in sent} == {12} and paid.goals == 6 and sent[0].p < 0.001
+    assert f"on drawer-close (Kendall's $\\tau$ = {sent[0].tau:+.2f}) and not on reach ({sent[1].tau:+.2f})" in text
+    assert f"({paid.tau:+.2f}, p = {paid.p:.2f}; notebook 10)" in text
 
 
 def test_its_table_is_the_books():
