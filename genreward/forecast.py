@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm import tqdm
 
 from . import envs, errors, experiments, files, profiles, results, variants
@@ -38,7 +39,6 @@ from .errors import InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress
-from .reward_metrics import auroc, spearman
 from .tasks import get_task
 
 KINDS = ("expert", "near the object", "random")
@@ -191,35 +191,45 @@ def load(profile: str | Profile, task: str) -> pd.DataFrame:
 
 
 def told(scored: pd.DataFrame, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
-    """What the scores toward each goal say (`load`), a line a goal: goal, progress and done (see the module), each with
-    the ends of a 95% interval from drawing whole episodes again, kind by kind (`..._low`, `..._high`), expert_pay (mean
-    pay a step of the expert's episodes), n (episodes). NaN where nothing varies or the task is done at no step or at
-    all."""
-    lines = []
-    for goal, of in scored.groupby("goal", sort=False):
-        parts = [[rows[["score", "progress", "done"]].to_numpy(float) for _, rows in kind.groupby("episode")]
-                 for _, kind in of.groupby("kind", sort=False)]
-        rng = np.random.default_rng(seed)
-        drawn = [[one for kind in parts for one in kind]]
-        drawn += [[kind[index] for kind in parts for index in rng.integers(len(kind), size=len(kind))]
-                  for _ in range(resamples)]
-        every = [_both(np.concatenate(one)) for one in drawn]
-        line: dict[str, Any] = {"goal": goal, "expert_pay": float(of.loc[of["kind"] == KINDS[0], "pay"].mean())}
-        for column, name in enumerate(("progress", "done")):
-            values = np.array([one[column] for one in every])
-            line[name] = values[0]
-            known = values[1:][np.isfinite(values[1:])]
-            line[f"{name}_low"], line[f"{name}_high"] = (np.quantile(known, [0.025, 0.975]) if len(known)
-                                                         else (np.nan, np.nan))
-        lines.append({**line, "n": sum(map(len, parts))})
-    return pd.DataFrame(lines)
+    """What the scores toward each goal say (`load`, the same steps for every goal), a line a goal: goal, progress and
+    done (see the module), each with the ends of a 95% interval from drawing whole episodes again, kind by kind
+    (`..._low`, `..._high`), expert_pay (mean pay a step of the expert's episodes), n (episodes). NaN where nothing
+    varies or the task is done at no step or at all."""
+    by_goal = {goal: of.reset_index(drop=True) for goal, of in scored.groupby("goal", sort=False)}
+    steps = next(iter(by_goal.values()))
+    scores = np.stack([of["score"] for of in by_goal.values()], axis=1)
+    far, done = steps["progress"].to_numpy(), steps["done"].to_numpy()
+    kinds: dict[str, list[np.ndarray]] = {}  # the rows of each episode
+    for (kind, _), rows in steps.groupby(["kind", "episode"], sort=False).indices.items():
+        kinds.setdefault(kind, []).append(rows)
+    rng = np.random.default_rng(seed)
+    drawn = [[rows for of in kinds.values() for rows in of]]
+    drawn += [[of[index] for of in kinds.values() for index in rng.integers(len(of), size=len(of))]
+              for _ in range(resamples)]
+    every = np.stack([_both(scores[rows], far[rows], done[rows]) for rows in map(np.concatenate, drawn)])
+    table = pd.DataFrame({"goal": list(by_goal), "expert_pay": [
+        of.loc[of["kind"] == KINDS[0], "pay"].mean() for of in by_goal.values()]})
+    for column, name in enumerate(("progress", "done")):
+        values = every[:, column]
+        table[name] = values[0]
+        ends = [np.quantile(known, [0.025, 0.975]) if len(known := one[np.isfinite(one)]) else (np.nan, np.nan)
+                for one in values[1:].T]
+        table[f"{name}_low"], table[f"{name}_high"] = np.transpose(ends)
+    return table.assign(n=len(drawn[0]))
 
 
-def _both(rows: np.ndarray) -> tuple[float, float]:
-    """(progress, done) of rows (score, progress, done)."""
-    done = rows[:, 2] > 0
-    return (spearman(rows[:, 0], rows[:, 1]),
-            auroc(rows[done, 0], rows[~done, 0]) if 0 < done.sum() < len(done) else float("nan"))
+def _both(scores: np.ndarray, far: np.ndarray, done: np.ndarray) -> np.ndarray:
+    """Scores (N, goals), progress and done (N,) -> (2, goals): Spearman's correlation of each column with progress, and
+    its AUROC of done against not, from the same ranks (ties count half)."""
+    ranks, order = stats.rankdata(scores, axis=0), stats.rankdata(far)
+    centred, order = ranks - ranks.mean(axis=0), order - order.mean()
+    length = np.sqrt((centred**2).sum(axis=0) * (order @ order))
+    positive = int(done.sum())
+    pairs = positive * (len(done) - positive)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        above = ranks[done].sum(axis=0) - positive * (positive + 1) / 2
+        return np.stack([np.where(length > 0, order @ centred / length, np.nan),
+                         above / pairs if pairs else np.full(scores.shape[1], np.nan)])
 
 
 def main() -> None:
