@@ -7,6 +7,7 @@ makes it. A panel without a run says so instead of being left out: an empty plac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -608,18 +609,15 @@ def sweep_figure(found: pd.DataFrame, lines: Mapping[str, float] | None = None, 
 
 def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
     """Of `foreseen`: left what was told of each goal (progress) against the final dense return of the agents that were
-    paid toward it, named, with their interval; right against the return of pi_z, which is not paid, every frame once.
+    paid toward it, with their interval; right against the return of pi_z, which is not paid, every frame once.
     """
-    fig, (paid, sent) = pyplot.subplots(1, 2, figsize=(width, 3.0), sharex=True, sharey=True, layout="constrained")
+    fig, (paid, sent) = pyplot.subplots(1, 2, figsize=(width, 3.6), sharex=True, sharey=True, layout="constrained")
     tone = figures.colour("genreward_sound")
-    of = found[found["n"] > 0].sort_values("value")
-    for row in of.itertuples():
+    for marker, row in zip(itertools.cycle("osD^vP*X"), found[found["n"] > 0].itertuples(), strict=False):
         if not math.isnan(row.low):
-            paid.plot([row.progress] * 2, [row.low, row.high], color=tone, linewidth=1.2, alpha=0.6)
-        paid.plot(row.progress, row.value, "o", color=tone, markersize=5)
-        left = row.progress > found["progress"].median()
-        paid.annotate(f"{row.goal} (n={row.n})", (row.progress, row.value), xytext=(-5 if left else 5, 3),
-                      textcoords="offset points", ha="right" if left else "left", fontsize=6.5)
+            paid.plot([row.progress] * 2, [row.low, row.high], color=tone, linewidth=1.2, alpha=0.5)
+        paid.plot(row.progress, row.value, marker, color=tone, markersize=6, linestyle="none", markeredgewidth=0,
+                  label=f"{row.goal} (n={row.n})")
     alone = found[~found["repeated"] & (found["pi_z_n"] > 0)]
     sent.plot(alone["progress"], alone["pi_z"], "s", color=figures.colour("fb_zero_shot"), markersize=4)
     for row in alone.itertuples():
@@ -627,14 +625,16 @@ def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
         last = row.progress == alone["progress"].max()
         sent.annotate(one, (row.progress, row.pi_z), xytext=(5, -2) if last else (0, 5), textcoords="offset points",
                       rotation=0 if last else 55, rotation_mode="anchor", fontsize=6.5)
-    fig.supxlabel("rank correlation of r_FB with true progress, recorded episodes", fontsize=8)
     for axis, title in ((paid, "agents paid toward it"), (sent, "$\\pi_z$ sent toward it")):
         axis.axvline(0, color="0.8", linewidth=0.8)
         axis.set_title(title)
+        axis.set_xlabel("rank correlation of r_FB with progress", fontsize=8)
         axis.margins(x=0.2, y=0.2)  # for the names
         if not axis.lines[1:]:
             axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
     paid.set_ylabel("dense return")
+    if paid.get_legend_handles_labels()[0]:
+        fig.legend(loc="outside lower center", ncols=3, fontsize=7, title="paid toward", title_fontsize=7)
     return fig
 
 

@@ -499,7 +499,7 @@ def test_what_was_told_of_a_goal_stands_beside_what_became_of_it(tiny, monkeypat
     assert line["tau"] == 1 and line["goals"] == 3  # the frame at random is frame 3 again
     assert evidence.foretold(found.reset_index().iloc[:2]).empty
     paid, sent = evidence.foreseen_figure(found.reset_index()).axes
-    assert {text.get_text() for text in paid.texts} == {
+    assert set(paid.get_legend_handles_labels()[1]) == {
         "as always (n=2)", "imagined, other camera (n=1)", "frame 3 (n=2)", "goal frame at random (n=2)"}
     assert [text.get_text() for text in sent.texts] == ["as always", "other camera", "3"]
 
