@@ -22,7 +22,7 @@ from scipy import stats
 from . import behaviour, comparison, experiments, figures, files, forecast, profiles, results, training
 from .goals import Goal
 from .profiles import Profile
-from .results import Interval
+from .results import Interval, mean_interval
 from .tasks import get_task
 from .training import Run
 
@@ -125,17 +125,6 @@ def rows(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of a handful of seeds with Student's 95% interval; one seed gives none (NaN)."""
-    numbers = np.asarray(values, float)
-    n = len(numbers)
-    mean = float(numbers.mean()) if n else math.nan
-    if n < 2:
-        return Interval(mean, math.nan, math.nan, n)
-    half = float(stats.t.ppf(0.5 + results.CONFIDENCE / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
-
-
 def summary(profile: str | Profile, name: str, references: pd.DataFrame | None = None) -> pd.DataFrame:
     """One line for each task and curve that an experiment declares, measured or not.
 
@@ -165,7 +154,7 @@ def sweep(profile: str | Profile, name: str) -> pd.DataFrame:
     value), own (whether that is what the method has anyway: such a run stands under each weight), seed, return (the
     final dense one; NaN where the run is not finished)."""
     profile = profiles.get_profile(profile)
-    runs = [run for experiment in experiments.chosen(profile, [name]) for run in experiment.runs(profile)]
+    runs = experiments.grid(profile, [name])
     swept = dict.fromkeys((run.method, run.changes[0][0]) for run in runs if len(run.changes) == 1
                           and run.changes[0][0].endswith(("alpha", "beta")))
     ends, lines = _ends(profile, name, "return")["value"], []

@@ -62,7 +62,7 @@ def settings(profile: str | Profile) -> Settings:
 
 def tasks(profile: str | Profile) -> tuple[str, ...]:
     """The tasks on which the grid asks for pi_z toward several goals (`zero_shot`) and which have a scripted expert."""
-    runs = experiments.chosen(profile, ["zero_shot"])[0].runs(profile)
+    runs = experiments.grid(profile, ["zero_shot"])
     return tuple(dict.fromkeys(run.task for run in runs if get_task(run.task).suite == "metaworld"))
 
 

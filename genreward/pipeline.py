@@ -433,7 +433,7 @@ def run(profile: str | Profile, only: Sequence[str] = STAGES, tasks: Sequence[st
     for task in tasks or ():
         if task not in profiles.fb_tasks(profile):
             raise errors.unknown("task", task, profiles.fb_tasks(profile))
-    if estimates.wanted(profile) and any(missing(stage, profile) for stage in only if stage != "demos"):
+    if estimates.wanted(profile) and any(missing(stage, profile, tasks) for stage in only if stage != "demos"):
         estimates.require_device(profile)
         print(estimates.compact(profile), flush=True)
     for stage in [stage for stage in STAGES if stage in only]:

@@ -255,6 +255,17 @@ def iqm(values: Any, axis: int | None = None) -> Any:
     return float(cut) if axis is None else cut
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of a handful of seeds with Student's 95% interval; one seed gives none (NaN)."""
+    numbers = np.asarray(values, float)
+    n = len(numbers)
+    mean = float(numbers.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
 def bootstrap_ci(values: Any, statistic: Any = np.mean, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """`statistic` of n runs with its 95% percentile bootstrap interval, resampled by a generator of its own.
 

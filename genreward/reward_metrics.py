@@ -225,11 +225,10 @@ def over_tasks(found: pd.DataFrame) -> pd.DataFrame:
         values = of["value"].to_numpy(float)
         if np.isnan(values).any():
             continue
-        mean, n = values.mean(), len(values)
-        half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        mean, low, high, n = results.mean_interval(values)
         least = -1.0 if metric in ("spearman", "partial") else 0.0  # Student's knows nothing of a metric's range
-        rows.append({"model": model, "task": OVER_TASKS, "metric": metric, "value": float(mean),
-                     "low": float(np.maximum(mean - half, least)), "high": float(np.minimum(mean + half, 1.0)), "n": n})
+        rows.append({"model": model, "task": OVER_TASKS, "metric": metric, "value": mean,
+                     "low": float(np.maximum(low, least)), "high": float(np.minimum(high, 1.0)), "n": n})
     return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
 
 
