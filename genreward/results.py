@@ -119,14 +119,11 @@ def read_run(path: str | os.PathLike) -> pd.DataFrame:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
-        raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
-    if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
-        raise InputError(f"{path}: row {len(raw)} is cut short: the file does not end with a whole line")
-    table = check_rows(raw, str(path))
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path} is not a readable table: {problem}") from None
+    table = _checked(text, str(path)).copy()
     beside = path.with_suffix(".json")
     if not beside.exists():
         raise InputError(f"{path} has no provenance beside it: {beside.name} is missing")
@@ -143,6 +140,20 @@ def read_run(path: str | os.PathLike) -> pd.DataFrame:
             raise InputError(f"{path} has {len(found)} rows, {beside.name} says {len(made)}; the command that made "
                              "the run puts it right")
     return table
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked(text: str, where: str) -> pd.DataFrame:
+    """The checked table of a file with that text. Figure after figure reads the same hundreds of records, and to check
+    one takes far longer than to read it: what was found right is not checked again while not a letter of it differs.
+    Whoever is handed the table copies it."""
+    try:
+        raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
+        raise InputError(f"{where} is not a readable table: {str(problem).strip()}") from None
+    if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
+        raise InputError(f"{where}: row {len(raw)} is cut short: the file does not end with a whole line")
+    return check_rows(raw, where)
 
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:

@@ -110,6 +110,21 @@ def test_a_hand_edited_number_is_found_in_its_row(tmp_path, old, new, why):
     assert len(results.load(tmp_path)) == 3
 
 
+def test_what_was_read_before_is_neither_shared_nor_believed(tmp_path):
+    path = results.write_run(tmp_path, "r", [row(), row(step=200, value=2.0)], {})
+    first = results.read_run(path)
+    first.loc[0, "value"] = -9.0
+    assert results.read_run(path)["value"].tolist() == [1.5, 2.0]  # a caller's table is its own
+    results.write_run(tmp_path, "r", [row(value=3.0)], {})
+    assert results.read_run(path)["value"].tolist() == [3.0]  # written anew: read anew
+    path.write_text(path.read_text().replace("3.0", "4.0"))
+    with pytest.raises(InputError, match="row 1 is not the one that was measured"):
+        results.read_run(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match="provenance"):
+        results.read_run(path)
+
+
 def test_a_record_of_before_there_were_check_sums_is_read(tmp_path):
     path = results.write_run(tmp_path, "old", [row()], {})
     path.with_suffix(".json").write_text('{"seconds": 1}')
