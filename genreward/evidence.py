@@ -288,8 +288,8 @@ def reported(item: str) -> pd.DataFrame:
 
 
 def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
-    """A summary with the columns reported, spread and note: the paper's value of the same task and method where it has
-    one, and what to mind about it (another metric than the return; a number that was read off a curve).
+    """A summary with the columns reported, reported_spread and note: the paper's value of the same task and method
+    where it has one, and what to mind about it (another metric than the return; a number that was read off a curve).
 
     A number of the Distracting Control Suite stands beside the distracted runs. Where an item has no run with the
     reward as printed, the paper's GenReward stands beside the repaired one. Its runs are of DreamerV3 from pixels, a
@@ -422,30 +422,34 @@ def verdict(contrast: pd.Series) -> str:
 
 def paid(profile: str | Profile, name: str) -> pd.DataFrame:
     """What finished agents were paid in their own episodes, as `behaviour` recorded it: task, curve, term, share (of
-    all that was paid, in absolute value), correlation (Spearman's, of the term's payments with the true progress of
-    the paid states; mean over seeds), low, high (Student's 95% interval, cut to [-1, 1]), n (seeds), progress (mean of
-    the episodes' last). Policies of the experiment's own length only; empty where nothing is on record."""
+    all that was paid, in absolute value; mean over the seeds that were paid anything), correlation (Spearman's, of the
+    term's payments with the true progress of the paid states; mean over seeds), low, high (Student's 95% interval, cut
+    to [-1, 1]), n (seeds), n_correlation (those in which payments and progress vary, without which there is no
+    correlation), progress (mean of the episodes' last). Policies of the experiment's own length only; F and B's own
+    policy, which is the same whatever the seed, counts once. Empty where nothing is on record."""
     table = results.load(behaviour.folder(profile)).drop(columns="method")
     declared = members(profile, name)
-    finished = declared.loc[declared["done"], ["run", "curve", "wanted"]]
-    table = table.merge(finished, left_on=["run", "step"], right_on=["run", "wanted"])
+    finished = declared.loc[declared["done"], ["run", "task", "curve", "agent", "wanted"]]
+    same = (finished["agent"] == "zero_shot") & finished.duplicated(["task", "curve"])
+    table = table.merge(finished.loc[~same, ["run", "curve", "wanted"]], left_on=["run", "step"],
+                        right_on=["run", "wanted"])
     lines = []
     for (task, curve), of in table.groupby(["task", "curve"], sort=False):
         at = of.set_index(["metric", "seed"])["value"]
         ends = at.get("progress_end")
-        for metric in sorted(set(of["metric"])):
-            if not metric.startswith("share_"):
-                continue
+        shares = sorted(metric for metric in set(of["metric"]) if metric.startswith("share_"))
+        anything = sum(at[metric] for metric in shares) > 0  # by seed; of nothing there are no shares
+        for metric in shares:
             term = metric.removeprefix("share_")
             followed = at.get(f"correlation_{term}")
             found = mean_interval([] if followed is None else followed)
-            lines.append({"task": task, "curve": curve, "term": term, "share": float(at[metric].mean()),
+            lines.append({"task": task, "curve": curve, "term": term, "share": float(at[metric][anything].mean()),
                           "correlation": found.value, "low": max(found.low, -1.0) if found.n > 1 else math.nan,
                           "high": min(found.high, 1.0) if found.n > 1 else math.nan,
-                          "n": int(of["seed"].nunique()),
+                          "n": int(of["seed"].nunique()), "n_correlation": found.n,
                           "progress": math.nan if ends is None else float(ends.mean())})
     return pd.DataFrame(lines, columns=["task", "curve", "term", "share", "correlation", "low", "high", "n",
-                                        "progress"])
+                                        "n_correlation", "progress"])
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -459,10 +463,11 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
     colour a method (its variants differ in line and marker); F and B's own policy, which does not learn, as a line
-    across; random and expert dashed. Student's 95% interval is a band, or, where more than three curves are declared, a
-    whisker of the last mean beside the curve's end: that many bands hide each other. A panel without a finished run
-    says so. The legend gives n, as a range where it differs between panels. Panels are as high as their curves: an
-    interval of two seeds, six times as wide as one of three, may leave them.
+    across; expert dashed, random dotted. Student's 95% interval is a band, or, where more than three curves are
+    declared, a whisker of the last mean on the panel's right: that many bands hide each other. A panel without a
+    finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
+    curves: the interval of few seeds may leave them (of two it is 3.6 times as wide as of three). Where no curve gets
+    to a twentieth of the expert's return, the panel is even up to 10, goes by powers of ten above, and says so.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -500,7 +505,7 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
             if banded and means["low"].notna().any():
                 axis.fill_between(means.index, means["low"], means["high"], color=tone, alpha=0.12, linewidth=0)
             elif not banded and not math.isnan((end := means.iloc[-1])["low"]):
-                place = means.index[-1] + steps * (0.05 + 0.035 * learners.index(curve))
+                place = steps * (1.05 + 0.035 * learners.index(curve))  # of all of them, whatever step a curve ends at
                 axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]],
                               fmt=marker, color=tone, markersize=3, linewidth=1.2)
         for policy, line in (("expert", "--"), ("random", ":")):
@@ -512,6 +517,13 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
         heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
         room = 0.06 * max(float(np.ptp(heights)), 1e-9)
         axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
+        if len(here) and (task, "expert") in references.index and (
+                here["value"].max() < references.loc[(task, "expert"), metric] / 20):
+            axis.set_yscale("symlog", linthresh=10)
+            axis.set_ylim(min(0.0, 1.2 * float(heights.min())), 1.6 * float(heights.max()))
+            axis.text(0.02, 0.8, "by powers of ten above 10", transform=axis.transAxes, fontsize=6, color="#666666")
+        if not banded:  # beyond the steps are no steps
+            axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)
         axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
@@ -652,7 +664,7 @@ def frames_figure(profile: str | Profile, references: pd.DataFrame, name: str = 
         for number, policy in enumerate(("random", "expert")):
             if (task, policy) in references.index:
                 returns.axhline(references.loc[(task, policy), "return"], color="0.6", linewidth=0.9,
-                                linestyle=("--", ":")[number], label=figures.label(policy))
+                                linestyle=(":", "--")[number], label=figures.label(policy))
         if not of["n"].any():
             returns.text(0.5, 0.5, "no run on record", transform=returns.transAxes, ha="center", fontsize=8,
                          color="#888888")

@@ -114,7 +114,9 @@ def label(method: str) -> str:
 
 def _stamp(profile: str | profiles.Profile, n: int | None, of: str = "seeds") -> str:
     name = profiles.get_profile(profile).name
-    runs = "" if n is None else f" · {n} {of if n != 1 else of.removesuffix('s')}"
+    # curves of one figure may have fewer runs than others: which has how many stands in its legend or table
+    most = "up to " if of == "seeds" and n is not None and n > 1 else ""
+    runs = "" if n is None else f" · {most}{n} {of if n != 1 else of.removesuffix('s')}"
     return f"{name} profile{runs} · results of {results.commit_of(profiles.paths(name).results)}"
 
 

@@ -583,6 +583,39 @@ def test_a_term_that_is_progress_correlates_fully_and_shares_are_of_absolute_pay
     assert "progress_end" not in walker and "correlation_near" not in walker
 
 
+def test_what_was_paid_is_a_mean_over_the_seeds_that_can_say_it(tiny):
+    """Three seeds: one was paid nothing, one too evenly to follow anything; F and B's own policy thrice."""
+    given = [{"share_env": 0.0, "share_frame": 0.0}, {"share_env": 0.4, "share_frame": 0.6, "correlation_frame": 0.2},
+             {"share_env": 0.2, "share_frame": 0.8}]
+    same = {"share_env": 1.0, "correlation_env": 0.5}
+    for run, measured in [*zip(runs("reach", "genreward_sound"), given, strict=True),
+                          *((run, same) for run in runs("reach", "fb_zero_shot"))]:
+        record(run, [5.0] if run.agent == "zero_shot" else [1.0, 2.0, 3.0])
+        step = 0 if run.agent == "zero_shot" else 768
+        results.write_run(behaviour.folder("tiny"), run.run_id, [
+            {"experiment": "tiny", "method": run.label, "task": run.task, "seed": run.seed, "step": step,
+             "metric": metric, "value": value} for metric, value in measured.items()], {})
+    found = evidence.paid("tiny", "easy").set_index(["curve", "term"])
+    ours, alone = figures.label("genreward_sound"), evidence.ZERO_SHOT
+    assert found.loc[(ours, "frame"), "share"] == pytest.approx(0.7)
+    assert found.loc[(ours, "env"), "share"] == pytest.approx(0.3)
+    assert found.loc[(ours, "frame"), ["n", "n_correlation", "correlation"]].tolist() == [3, 1, 0.2]
+    assert found.loc[(ours, "env"), "n_correlation"] == 0 and np.isnan(found.loc[(ours, "env"), "correlation"])
+    assert found.loc[(alone, "env"), ["n", "n_correlation"]].tolist() == [1, 1]
+    assert np.isnan(found.loc[(alone, "env"), "low"])
+
+
+def test_a_panel_in_which_nobody_gets_near_the_expert_goes_by_powers_of_ten(tiny):
+    for run in runs("reach", "sparse") + runs("drawer-close", "sparse"):
+        record(run, [1.0, 2.0, 3.0 if run.task == "reach" else 300.0])
+    references = pd.DataFrame({"return": [2000.0, 400.0, 1.5, 1.5]}, index=pd.MultiIndex.from_product(
+        [("expert", "random"), TASKS]).swaplevel())
+    reach, drawer = evidence.learning_figure("tiny", "easy", references).axes[:2]
+    assert (reach.get_yscale(), drawer.get_yscale()) == ("symlog", "linear")
+    low, high = reach.get_ylim()
+    assert low <= 0 and high > 2000 and "powers of ten" in reach.texts[-1].get_text()
+
+
 def test_finished_runs_are_played_once_and_again_when_they_have_gone_on(tiny, monkeypatch):
     small = replace(tiny, episode_steps=32, sac=replace(tiny.sac, hidden=(8, 8), learning_starts=16, batch=8),
                     run=replace(tiny.run, evaluate_every=32))
