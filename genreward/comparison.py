@@ -213,7 +213,8 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
 
 def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
     """The paper's Table E from our runs: agent, task, method (its variant added), n, steps, seconds_per_step (mean over
-    seeds), lowest, highest. Runs that are shorter than the longest of their kind are not finished and left out."""
+    seeds), lowest, highest. Only runs of the longest length of their kind count: a shorter one is unfinished, or
+    finished for another figure."""
     lines = []
     for kept in results.load_provenance(profiles.paths(profile).runs).values():
         run = kept.get("identity", {}).get("run")

@@ -77,7 +77,7 @@ def idea_figure(first_frame: np.ndarray, goal: Any, latents: Any) -> Figure:
     for i, cell in enumerate(grid[2, 1].subgridspec(1, len(pictures))):
         _picture(fig.add_subplot(cell), pictures[i], f"latent {i}")
     _picture(fig.add_subplot(grid[0, 2]), goal.frame, "goal frame", tone)
-    rewards = (("fine: the frame", "$F(s,a,z)^\\top B(\\psi(I^*))$\ndoes this step lead\nthere?"),
+    rewards = (("fine: the frame", "$F(s,a,z^*)^\\top B(\\psi(I^*))$\ndoes this step lead\nthere?"),
                ("coarse: the video", "$\\cos(z_v, z_{goal})$\ndoes the episode look\nlike it?"))
     for row, (title, text) in enumerate(rewards, 1):
         axis = fig.add_subplot(grid[row, 2])

@@ -618,7 +618,9 @@ def summary_table(profile: str | Profile, found: pd.DataFrame, task: str = "all"
         known = made["properties"]
         at = part.set_index("metric")
         rows.append({"model": name, "group": made["group"], "demo-free": known["demo_free"],
-                     "generated": known["generated"], "action-aware": known["action_aware"],
+                     "generated": known["generated"],
+                     # the properties are the reward's, whose F may have been made without the action
+                     "action-aware": known["action_aware"] and not str(name).endswith("_no_action"),
                      "tasks": len(made["tasks"]), "starts": int(at["n"].iloc[0]),
                      **{metric: printed(at.loc[metric]) if metric in at.index else "-" for metric in METRICS},
                      "s per 1,000 frames": made["seconds_per_1000_frames"]})

@@ -668,6 +668,13 @@ def test_the_summary_says_what_the_raw_scores_say(study, capsys):
     assert reward_study.missing("smoke")  # no goal frames yet
 
 
+def test_an_f_without_the_action_is_not_said_to_see_it():
+    table = reward_study.summary_table("laptop", reward_study.recorded_quality("laptop")).set_index("model")
+    for targets in ("goal", "buffer"):
+        seen = table.loc[[f"genreward_frame_{targets}", f"genreward_frame_{targets}_no_action"], "action-aware"]
+        assert seen.tolist() == [True, False]
+
+
 def test_the_command_line_refuses_in_one_line(study, capsys, monkeypatch):
     for given in (["score", "--profile", "smoke", "--models", "tide"], ["record", "--profile", "smoky"],
                   ["fb", "--profile", "smoke", "--variants", "half"]):
