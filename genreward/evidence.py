@@ -522,10 +522,10 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
             axis.set_yscale("symlog", linthresh=10)
             axis.set_ylim(min(0.0, 1.2 * float(heights.min())), 1.6 * float(heights.max()))
             axis.text(0.02, 0.8, "by powers of ten above 10", transform=axis.transAxes, fontsize=6, color="#666666")
-        if not banded:  # beyond the steps are no steps
+        if axis.containers:  # whiskers, which stand where no steps are
             axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)
         axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_xticks([at for at in MaxNLocator(4).tick_values(0, steps) if at <= steps])
         axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
     for axis in list(axes.flat)[len(tasks):]:
         axis.set_visible(False)
@@ -621,16 +621,16 @@ def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
                   label=f"{row.goal} (n={row.n})")
     alone = found[~found["repeated"] & (found["pi_z_n"] > 0)]
     sent.plot(alone["progress"], alone["pi_z"], "s", color=figures.colour("fb_zero_shot"), markersize=4)
-    for row in alone.itertuples():
+    for number, row in enumerate(alone.sort_values("progress").itertuples()):
         one = row.goal.removeprefix("frame ").removeprefix("imagined, ").removeprefix("goal frame ")
-        last = row.progress == alone["progress"].max()
-        sent.annotate(one, (row.progress, row.pi_z), xytext=(5, -2) if last else (0, 5), textcoords="offset points",
-                      rotation=0 if last else 55, rotation_mode="anchor", fontsize=6.5)
+        side = (1, -1)[number % 2]  # neighbours write on different sides
+        sent.annotate(one, (row.progress, row.pi_z), xytext=(0, 5 * side), textcoords="offset points",
+                      rotation=55 * side, rotation_mode="anchor", va="bottom" if side > 0 else "top", fontsize=6.5)
     for axis, title in ((paid, "agents paid toward it"), (sent, "$\\pi_z$ sent toward it")):
         axis.axvline(0, color="0.8", linewidth=0.8)
         axis.set_title(title)
         axis.set_xlabel("rank correlation of r_FB with progress", fontsize=8)
-        axis.margins(x=0.2, y=0.2)  # for the names
+        axis.margins(x=0.2, y=0.3)  # for the names
         if not axis.lines[1:]:
             axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
     paid.set_ylabel("dense return")
