@@ -372,6 +372,17 @@ def shared(profile: str | Profile, name: str = "again", longer: str = "longer") 
     return found.assign(p_holm=comparison.holm(found["p"]))
 
 
+def counted(profile: str | Profile, name: str, controls: Sequence[str | None]) -> pd.DataFrame:
+    """The curves of an experiment against each of those controls (`contrasts`), every pair of curves of a task once,
+    with p_holm: p corrected for all these comparisons (`comparison.holm`); only where both sides have two runs or more.
+    """
+    found = pd.concat([contrasts(profile, name, control) for control in controls], ignore_index=True)
+    found = found[found["p"].notna()]
+    pairs = [(row.task, *sorted((row.curve, row.control))) for row in found.itertuples()]
+    found = found[~pd.Series(pairs, index=found.index, dtype=object).duplicated()].reset_index(drop=True)
+    return found.assign(p_holm=comparison.holm(found["p"]))
+
+
 def _ends(profile: str | Profile, name: str, metric: str, step: int | None = None) -> pd.DataFrame:
     """The last row (or that of `step`) of a metric of each finished run of an experiment, by run, as declared."""
     table = rows(profile, name)

@@ -105,6 +105,26 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
 
 
+def test_comparisons_are_counted_once_a_pair_and_corrected_together(tiny):
+    given = {("sparse", ""): [10.0, 12.0, 11.0], ("genreward_sound", ""): [20.0, 23.0, 26.0],
+             ("genreward_sound", "+sound_alpha-0.0"): [9.0, 11.0, 13.5]}
+    for (method, variant), values in given.items():
+        for run, value in zip(runs("reach", method, variant), values, strict=True):
+            record(run, [0.0, 0.0, value])
+    record(runs("drawer-close", "sparse")[0], [0.0, 0.0, 1.0])  # one seed has no p
+    record(runs("drawer-close", "genreward_sound")[0], [0.0, 0.0, 2.0])
+    full = figures.label("genreward_sound")
+    found = evidence.counted("tiny", "easy", (full, None))
+    assert {(row.curve, row.control) for row in found.itertuples()} == {
+        ("Sparse reward", full), ("without the video-level reward", full),
+        ("without the video-level reward", "Sparse reward")}  # the full reward against the sparse one is the first
+    values = list(given.values())
+    p = sorted(stats.ttest_ind(one, other, equal_var=False).pvalue for one, other in combinations(values, 2))
+    wanted = [3 * p[0], max(3 * p[0], 2 * p[1]), max(3 * p[0], 2 * p[1], p[2])]
+    assert sorted(found["p_holm"]) == pytest.approx([min(1.0, one) for one in wanted])
+    assert evidence.counted("tiny", "again", (None,)).empty
+
+
 def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_figure(tiny, monkeypatch):
     """Two runs that `again` stops at 768 steps and a second experiment takes to 1,536."""
     arms = (Arm("sparse"), Arm("genreward_sound"))
