@@ -169,6 +169,27 @@ def sweep(profile: str | Profile, name: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["task", "method", "weight", "at", "own", "seed", "return"])
 
 
+def trend(found: pd.DataFrame, draws: int = 9_999, seed: int = 0) -> pd.DataFrame:
+    """Whether the return goes with the weight over all runs of a sweep (`sweep`), a line a task and weight: task,
+    weight, tau (Kendall's, ties allowed for), p (two-sided, from `draws` random orders of the returns, each as likely
+    if the weight did not matter), runs, values (of the weight). No line for fewer than three values or ten runs.
+    """
+    lines = []
+    for (task, weight), of in found.dropna(subset=["return"]).groupby(["task", "weight"], sort=False):
+        at, returns = of["at"].to_numpy(), of["return"].to_numpy()
+        if len(set(at)) < 3 or len(at) < 10:
+            continue
+        rng = np.random.default_rng(seed)
+        orders = np.stack([np.arange(len(at)), *(rng.permutation(len(at)) for _ in range(draws))])
+        higher, above = (np.sign(np.subtract.outer(one, one)) for one in (at, returns))
+        # pairs of runs that agree less those that do not: tau but for a factor that no order changes
+        agree = np.abs((higher * above[orders[:, :, None], orders[:, None, :]]).sum(axis=(1, 2)))
+        lines.append({"task": task, "weight": weight, "tau": float(stats.kendalltau(at, returns).statistic),
+                      "p": float((agree >= agree[0]).mean()),
+                      "runs": len(at), "values": len(set(at))})
+    return pd.DataFrame(lines, columns=["task", "weight", "tau", "p", "runs", "values"])
+
+
 def frame_by_frame(profile: str | Profile, name: str = "every_frame") -> pd.DataFrame:
     """`summary` of an experiment whose sources are the goal video's frames one by one, and beside it what CLIP says of
     them: frame (its number), score (Eq. 6 before the argmax), chosen (whether it is the goal frame I*)."""

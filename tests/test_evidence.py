@@ -482,6 +482,20 @@ def test_a_sweep_has_each_weight_with_the_unchanged_runs_among_both(tiny, monkey
     assert tuple(interval.get_ydata()) == pytest.approx((2.5 - half, 2.5 + half))
 
 
+def test_a_trend_is_kendalls_over_all_runs_and_its_p_that_of_chance():
+    """Two runs at each of five weights: alpha's returns rise with it, beta's are set against it and back by turns."""
+    at = np.repeat([0.0, 0.1, 1.0, 3.0, 10.0], 2)
+    tables = [pd.DataFrame({"task": "reach", "weight": name, "at": at, "return": returns}) for name, returns in (
+        ("alpha", np.arange(10.0)), ("beta", np.array([1.0, 2, 9, 10, 3, 4, 7, 8, 5, 6])))]
+    found = evidence.trend(pd.concat(tables), draws=999).set_index("weight")
+    # of 45 pairs 5 are tied in weight, so tau is 40 / sqrt(40 * 45)
+    assert found.loc["alpha", "tau"] == pytest.approx(40 / np.sqrt(40 * 45)) and found.loc["alpha", "p"] <= 0.002
+    assert found.loc["beta", "tau"] == pytest.approx(8 / np.sqrt(40 * 45)) and found.loc["beta", "p"] > 0.3
+    assert found[["runs", "values"]].to_numpy().tolist() == [[10, 5], [10, 5]]
+    assert evidence.trend(tables[0].assign(**{"return": [np.nan, *range(9)]})).empty  # nine runs are too few
+    assert evidence.trend(tables[0].assign(at=at > 1)).empty
+
+
 def test_what_was_told_of_a_goal_stands_beside_what_became_of_it(tiny, monkeypatch):
     """Four goals whose scores follow progress the less the further down they stand; the last is the third's frame."""
     arms = (Arm("sparse"), Arm("genreward_sound"), *(Arm(method, (("goal", source),)) for source in (
