@@ -9,6 +9,7 @@ import pytest
 from genreward import (
     book,
     claims,
+    comparison,
     cost,
     envs,
     evidence,
@@ -168,6 +169,17 @@ def test_what_it_tells_of_what_was_foretold_is_on_record():
     assert {row.goals for row in sent} == {12} and paid.goals == 6 and sent[0].p < 0.001
     assert f"on drawer-close (Kendall's $\\tau$ = {sent[0].tau:+.2f}) and not on reach ({sent[1].tau:+.2f})" in text
     assert f"({paid.tau:+.2f}, p = {paid.p:.2f}; notebook 10)" in text
+
+
+def test_what_it_tells_of_the_weights_is_on_record():
+    text, found = " ".join(TEXT.split()), evidence.trend(evidence.sweep("laptop", "fig9_easy")).set_index("weight")
+    alpha, beta = found.loc["alpha"], found.loc["beta"]
+    both = comparison.holm(found["p"])[list(found.index).index("beta")]
+    assert found["values"].tolist() == [5, 5]
+    assert (f"Over {beta['runs']} runs with five weights the return goes with the weight of the frame-level term "
+            f"(Kendall's $\\tau$ = {beta['tau']:+.2f}, p = {beta['p']:.3f}, with both weights counted {both:.2f}: a "
+            "sign, no proof), not with that of the video-level one "
+            f"({alpha['tau']:+.2f}, p = {alpha['p']:.2f}).") in text
 
 
 def test_its_table_is_the_books():
