@@ -535,7 +535,9 @@ def test_what_was_told_of_a_goal_stands_beside_what_became_of_it(tiny, monkeypat
     paid, sent = evidence.foreseen_figure(found.reset_index()).axes
     assert set(paid.get_legend_handles_labels()[1]) == {
         "as always (n=2)", "imagined, other camera (n=1)", "frame 3 (n=2)", "goal frame at random (n=2)"}
-    assert [text.get_text() for text in sent.texts] == ["as always", "other camera", "3"]
+    assert [text.get_text() for text in sent.texts] == ["3", "other camera", "as always"]  # from left to right
+    assert [text.xy[0] for text in sent.texts] == sorted(text.xy[0] for text in sent.texts)
+    assert [text.get_rotation() for text in sent.texts] == [55, 305, 55]  # neighbours write on different sides
 
 
 def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, monkeypatch):
