@@ -161,11 +161,11 @@ def test_kinds_from_one_start_share_the_experts_trial_and_nothing_else(monkeypat
         episode, snapshots = demos.episode(where, kind, np.random.default_rng(7), goal, failure)
         return episode.states, episode.actions, demos.render_states(where, [snapshots[-1]])
 
-    first, missed, elsewhere = made(env, 3, "half"), made(env, 3, "failure", "misplace"), made(env, 4, "half")
-    assert trials == [3, 4]
-    for one, fresh in ((missed, made(other, 3, "failure", "misplace")), (first, made(other, 3, "half"))):
+    first, stopped, elsewhere = made(env, 6, "half"), made(env, 6, "failure", "short"), made(env, 4, "half")
+    assert trials == [6, 4]
+    for one, fresh in ((stopped, made(other, 6, "failure", "short")), (first, made(other, 6, "half"))):
         assert all(np.array_equal(*pair) for pair in zip(one, fresh, strict=True))
-    assert trials == [3, 4, 3] and not np.array_equal(first[0][0], elsewhere[0][0])
+    assert trials == [6, 4, 6] and not np.array_equal(first[0][0], elsewhere[0][0])
     env.close()
     other.close()
 
