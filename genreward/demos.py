@@ -156,6 +156,20 @@ def render_states(env: envs.MetaWorldEnv, snapshots: Sequence[dict[str, np.ndarr
     return np.stack(pictures)
 
 
+def film(env: envs.MetaWorldEnv, policy: envs.Policy, pictures: int = 8, **reset: Any) -> np.ndarray:
+    """(pictures, H, W, 3) uint8: one episode of `policy`, evenly spaced, both ends included. Only what is shown is
+    rendered, which a policy that reads the simulator's state does not wait for; `reset` goes to the environment."""
+    snapshots = []
+
+    def watched(observation: np.ndarray) -> np.ndarray:
+        snapshots.append(env.get_state())
+        return policy(observation)
+
+    envs.rollout(env, watched, frames=False, **reset)
+    snapshots.append(env.get_state())
+    return render_states(env, [snapshots[index] for index in uniform_indices(len(snapshots), pictures)])
+
+
 # --- video files ------------------------------------------------------------------------------------------------------
 
 

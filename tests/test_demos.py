@@ -170,6 +170,15 @@ def test_kinds_from_one_start_share_the_experts_trial_and_nothing_else(monkeypat
     other.close()
 
 
+def test_a_film_shows_what_a_rollout_that_renders_everything_shows_at_its_steps():
+    env = envs.make_env("reach", seed=1, size=32, episode_steps=21)
+    shown = demos.film(env, envs.expert_policy("reach"), 6, options={"goal": 2})
+    whole = envs.rollout(env, envs.expert_policy("reach"), options={"goal": 2}).frames
+    assert len(whole) == 22 and np.abs(shown[0].astype(int) - shown[-1]).max() > 50
+    assert np.array_equal(shown, whole[[0, 4, 8, 13, 17, 21]])
+    env.close()
+
+
 def test_a_failure_fails_and_wrong_kinds_are_refused():
     env = envs.make_env("reach", seed=1, size=32)
     result = None
