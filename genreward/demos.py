@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from tqdm import tqdm
@@ -32,8 +31,6 @@ FAILURES = ("drop", "short", "misplace")
 EXPERT_NOISE = 0.05  # standard deviation added to the expert's actions: no two episodes are alike
 MAX_STEPS = 220  # an expert that has not succeeded by then is tried again at another goal
 AFTER_SUCCESS = (10, 40)  # steps that an episode runs on after success: else "the last frame" would be the goal frame
-# of each environment while it lives: goal -> steps that the expert without noise needs to it, -1 where it fails
-_TRIALS: WeakKeyDictionary[envs.MetaWorldEnv, dict[int, int]] = WeakKeyDictionary()
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -58,19 +55,7 @@ def stages(states: np.ndarray, success: np.ndarray) -> np.ndarray:
 
 
 def _steps_to_success(env: envs.MetaWorldEnv, goal: int | None, rng_state: dict[str, Any]) -> int:
-    """How many steps the noiseless expert needs from this start, or -1 if it does not get there.
-
-    A goal's number settles the whole episode, so the kinds that start from one share a single trial.
-    """
-    if goal is None:
-        return _try_expert(env, goal, rng_state)
-    known = _TRIALS.setdefault(env, {})
-    if goal not in known:
-        known[goal] = _try_expert(env, goal, rng_state)
-    return known[goal]
-
-
-def _try_expert(env: envs.MetaWorldEnv, goal: int | None, rng_state: dict[str, Any]) -> int:
+    """How many steps the noiseless expert needs from this start, or -1 if it does not get there."""
     keep = env.rng_state()
     env.set_rng_state(rng_state)
     episode = envs.rollout(env, envs.expert_policy(env.task), frames=False, steps=MAX_STEPS, **_options(goal))
@@ -154,20 +139,6 @@ def render_states(env: envs.MetaWorldEnv, snapshots: Sequence[dict[str, np.ndarr
         env.set_state(state)
         pictures.append(env.render())
     return np.stack(pictures)
-
-
-def film(env: envs.MetaWorldEnv, policy: envs.Policy, pictures: int = 8, **reset: Any) -> np.ndarray:
-    """(pictures, H, W, 3) uint8: one episode of `policy`, evenly spaced, both ends included. Only what is shown is
-    rendered, which a policy that reads the simulator's state does not wait for; `reset` goes to the environment."""
-    snapshots = []
-
-    def watched(observation: np.ndarray) -> np.ndarray:
-        snapshots.append(env.get_state())
-        return policy(observation)
-
-    envs.rollout(env, watched, frames=False, **reset)
-    snapshots.append(env.get_state())
-    return render_states(env, [snapshots[index] for index in uniform_indices(len(snapshots), pictures)])
 
 
 # --- video files ------------------------------------------------------------------------------------------------------

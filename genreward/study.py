@@ -119,6 +119,19 @@ def _clips_of(env: envs.MetaWorldEnv, kinds: Sequence[str], start: int, num_fram
     return made
 
 
+def film(env: envs.MetaWorldEnv, policy: envs.Policy, pictures: int = 8, **reset: Any) -> np.ndarray:
+    """(pictures, H, W, 3) uint8: one episode of `policy`, evenly spaced, both ends included. Only what is shown is
+    rendered, which a policy that reads the simulator's state does not wait for; `reset` goes to the environment."""
+    snapshots = []
+
+    def watched(observation: np.ndarray) -> np.ndarray:
+        snapshots.append(env.get_state())
+        return policy(observation)
+
+    envs.rollout(env, watched, frames=False, **reset)
+    snapshots.append(env.get_state())
+    return demos.render_states(env, [snapshots[index] for index in uniform_indices(len(snapshots), pictures)])
+
 def share_interval(share: float, n: int) -> results.Interval:
     """A share of n independent trials with its 95% interval by the score method (Wilson 1927, "Probable inference, the
     law of succession, and statistical inference", Journal of the American Statistical Association 22).

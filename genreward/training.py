@@ -750,6 +750,16 @@ def sees_pictures(run: Run, profile: Profile) -> bool:
     return run.agent == "zero_shot" or (run.agent == "dreamer" and profile.dreamer.observation == "pixels")
 
 
+def paying_env(run: Run, profile: Profile, reward: RewardModel, split: str, seed: int | None = None,
+               size: int | None = None) -> GoalRewardEnv:
+    """An environment of the split and seed (None: the run's own) that pays what the run is paid."""
+    task = envs.make_env(run.task, seed=run.seed if seed is None else seed, split=split,
+                         size=size or profile.image_size, episode_steps=profile.episode_steps,
+                         distraction=_distraction(run.changes))
+    return GoalRewardEnv(task, reward, env_reward=METHODS[run.method].env_reward,
+                         sparse_interval=profile.reward.sparse_interval)
+
+
 def restore(run: Run, split: str = "eval", seed: int | None = None) -> tuple[Callable, gymnasium.Env]:
     """A finished run's policy, (observation or frame, whether an episode begins) -> action, and an environment of the
     split and seed (None: the run's own) that pays what the run was paid; its `render()` is what the policy sees.
@@ -765,17 +775,14 @@ def restore(run: Run, split: str = "eval", seed: int | None = None) -> tuple[Cal
     reward = build_reward(run, profile, parts)
     reward.load_state_dict(state.get("reward", reward.state_dict()))
     size = parts["video_model"].image_size if run.agent == "zero_shot" else _view_size(run, profile, reward)
-    task = envs.make_env(run.task, seed=run.seed if seed is None else seed, split=split, size=size,
-                         episode_steps=profile.episode_steps, distraction=_distraction(run.changes))
-    env: Any = GoalRewardEnv(task, reward, env_reward=METHODS[run.method].env_reward,
-                             sparse_interval=profile.reward.sparse_interval)
+    env: Any = paying_env(run, profile, reward, split, seed, size)
     if run.agent == "zero_shot":
         fb, encoder = parts["fb"], parts["encoder"]
         z = fb.goal_z(encoder.encode(parts["goal"].frame[None]))
         return lambda frame, first: fb.policy(encoder.encode(frame[None]), z)[0], env
     agent = _agent(run, profile, env)
     agent.load_state_dict(state["agent"])
-    if _two_views(run, profile, task.size):
+    if _two_views(run, profile, size):
         env = AgentView(env, envs.make_env(run.task, split=split, episode_steps=profile.episode_steps,
                                            size=profile.image_size, distraction=_distraction(run.changes)))
     return _policy(run, agent), env

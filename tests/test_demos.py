@@ -151,34 +151,6 @@ def test_rendered_episodes_go_on_after_a_stop_and_are_the_same_again(tmp_path, m
     assert files.digest(tmp_path / "b" / "test") == before
 
 
-def test_kinds_from_one_start_share_the_experts_trial_and_nothing_else(monkeypatch):
-    trials = []
-    tried = demos._try_expert
-    monkeypatch.setattr(demos, "_try_expert", lambda env, goal, state: trials.append(goal) or tried(env, goal, state))
-    env, other = (envs.make_env("reach", seed=1, size=32) for _ in range(2))
-
-    def made(where, goal, kind, failure=None):
-        episode, snapshots = demos.episode(where, kind, np.random.default_rng(7), goal, failure)
-        return episode.states, episode.actions, demos.render_states(where, [snapshots[-1]])
-
-    first, stopped, elsewhere = made(env, 6, "half"), made(env, 6, "failure", "short"), made(env, 4, "half")
-    assert trials == [6, 4]
-    for one, fresh in ((stopped, made(other, 6, "failure", "short")), (first, made(other, 6, "half"))):
-        assert all(np.array_equal(*pair) for pair in zip(one, fresh, strict=True))
-    assert trials == [6, 4, 6] and not np.array_equal(first[0][0], elsewhere[0][0])
-    env.close()
-    other.close()
-
-
-def test_a_film_shows_what_a_rollout_that_renders_everything_shows_at_its_steps():
-    env = envs.make_env("reach", seed=1, size=32, episode_steps=21)
-    shown = demos.film(env, envs.expert_policy("reach"), 6, options={"goal": 2})
-    whole = envs.rollout(env, envs.expert_policy("reach"), options={"goal": 2}).frames
-    assert len(whole) == 22 and np.abs(shown[0].astype(int) - shown[-1]).max() > 50
-    assert np.array_equal(shown, whole[[0, 4, 8, 13, 17, 21]])
-    env.close()
-
-
 def test_a_failure_fails_and_wrong_kinds_are_refused():
     env = envs.make_env("reach", seed=1, size=32)
     result = None

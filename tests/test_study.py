@@ -298,3 +298,12 @@ def test_the_experts_video_begins_where_the_goal_video_does():
     video = study.expert_of_start("reach", 7, 3, size=16)
     assert video.shape == (3, 16, 16, 3) and np.array_equal(video[0], first_frame("reach", 16, 7))
     assert not np.array_equal(video[0], first_frame("reach", 16, 8))
+
+
+def test_a_film_shows_what_a_rollout_that_renders_everything_shows_at_its_steps():
+    env = envs.make_env("reach", seed=1, size=32, episode_steps=21)
+    shown = study.film(env, envs.expert_policy("reach"), 6, options={"goal": 2})
+    whole = envs.rollout(env, envs.expert_policy("reach"), options={"goal": 2}).frames
+    assert len(whole) == 22 and np.abs(shown[0].astype(int) - shown[-1]).max() > 50
+    assert np.array_equal(shown, whole[[0, 4, 8, 13, 17, 21]])
+    env.close()
