@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from . import behaviour, comparison, experiments, figures, files, forecast, profiles, results, training
+from . import would_pay as asked
 from .goals import Goal
 from .profiles import Profile
 from .results import Interval, mean_interval
@@ -484,6 +486,49 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
                                         "n_correlation", "progress"])
 
 
+OWN = "its own agents"
+PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "preferred")
+
+
+def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
+    """What an episode of each player is paid by a reward, beside what the agents that learned from it are paid.
+
+    One line a task, curve and player (random actions, the scripted expert, F and B's own policy, the reward's own
+    agents): value, the sum of all terms of an episode, the environment's among them (mean over episodes; of the agents
+    over seeds, of each of which `behaviour` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
+    return and success by the simulator, and preferred: on the agents' line, whom it is shown to pay more ("the expert",
+    "its own agents", or "" where the interval of the difference contains 0 or there is none). Rewards of which no
+    finished agent is on record have no line.
+    """
+    kept, played = results.load(asked.folder(profile)), results.load(behaviour.folder(profile))
+    declared = members(profile, names)
+    finished = declared[declared["done"]]
+    table = played.drop(columns="method").merge(finished[["run", "curve", "wanted", "method", "variant"]],
+                                                left_on=["run", "step"], right_on=["run", "wanted"])
+    lines = []
+    for (task, curve, method, variant), of in table.groupby(["task", "curve", "method", "variant"], sort=False):
+        others = kept[kept["run"] == f"{task}-{method}{variant}"]
+        if others.empty:
+            continue
+        found = {player: _paid_in_all(rows, "seed") for player, rows in others.groupby("method", sort=False)}
+        found[OWN] = _paid_in_all(of, "run")
+        apart = (comparison.difference(found["expert"]["paid"], found[OWN]["paid"]) if "expert" in found
+                 else Interval(0.0, math.nan, math.nan, 0))
+        shown = "the expert" if apart.low > 0 else OWN if apart.high < 0 else ""
+        lines += [{"task": task, "curve": curve, "player": OWN if player == OWN else figures.label(player),
+                   **mean_interval(each["paid"])._asdict(), "return": each["return"].mean(),
+                   "success": each["success"].mean(), "preferred": shown if player == OWN else ""}
+                  for player, each in found.items()]
+    return pd.DataFrame(lines, columns=list(PAY_COLUMNS))
+
+
+def _paid_in_all(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Index: each episode or run; columns paid (the sum of all terms), return, success."""
+    wide = rows.pivot_table(index=by, columns="metric", values="value")
+    terms = [name for name in wide if name.startswith("paid_")]
+    return wide[["return", "success"]].assign(paid=wide[terms].sum(axis=1))
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -572,6 +617,36 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]
     fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)
+    return fig
+
+
+def would_pay_figure(found: pd.DataFrame, columns: int = 4, width: float = 7.2) -> Figure:
+    """A panel a reward of `would_pay`: an episode's pay (95% interval) against its return, a point a player. A reward
+    that asks for the task rises from random actions to the expert, and nobody below the expert stands above it."""
+    panels = list(found.groupby(["task", "curve"], sort=False))
+    down = max(1, math.ceil(len(panels) / columns))
+    fig, axes = pyplot.subplots(down, columns, squeeze=False, layout="constrained", figsize=(width, 1.75 * down + 0.5))
+    looks = dict(zip((*(figures.label(player) for player in asked.PLAYERS), OWN),
+                     (("0.45", "o"), ("black", "^"), ("#d55e00", "D"), ("#0072b2", "s")), strict=True))
+    for axis in axes.flat[len(panels):]:
+        axis.set_visible(False)
+    for axis, ((task, curve), of) in zip(axes.flat, panels, strict=False):
+        for row in of.itertuples():
+            tone, marker = looks[row.player]
+            if not math.isnan(row.low):
+                axis.plot([of.loc[row.Index, "return"]] * 2, [row.low, row.high], color=tone, linewidth=1)
+            axis.plot(of.loc[row.Index, "return"], row.value, marker, color=tone, markersize=4, label=row.player)
+        axis.set_title("\n".join([task, *textwrap.wrap(curve, 26)]), fontsize=7)
+        axis.axhline(0, color="0.85", linewidth=0.7, zorder=0)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("pay of an episode", fontsize=7)
+    fig.supxlabel("dense return of the episode", fontsize=8)
+    shown = {}
+    for axis in axes.flat:
+        shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if shown:
+        fig.legend([shown[name] for name in looks if name in shown], [name for name in looks if name in shown],
+                   loc="outside upper center", ncols=4, fontsize=7)
     return fig
 
 

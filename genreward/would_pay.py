@@ -62,12 +62,12 @@ def record(run: Run, episodes: int | None = None, progress_bar: bool = False) ->
     episodes = profile.run.evaluation_episodes if episodes is None else episodes
     parts = training.load_parts(run, profile)
     env = training.paying_env(run, profile, training.build_reward(run, profile, parts), "eval", behaviour.SEED)
-    players = _players(run, parts, env)
+    players, first = _players(run, parts, env), env.unwrapped.rng_state()
     rows = []
     bar = tqdm(total=episodes * len(players), desc=name(run), unit="episode", disable=not progress_bar)
     try:
         for player, policy in players.items():
-            env.unwrapped.seed_goals(behaviour.SEED)
+            env.unwrapped.set_rng_state(first)
             for number in range(episodes):
                 measured = _episode(run.task, env, policy)
                 rows += [{"experiment": "would_pay", "method": player, "task": run.task, "seed": number, "step": 0,
