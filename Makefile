@@ -35,6 +35,7 @@ results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXEC
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
 	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY))
 	@$(PY) -m genreward.behaviour --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m genreward.would_pay --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 smoke: $(READY) ## everything at smoke size from nothing: results, then figures
 	@rm -rf build/smoke results/smoke figures/smoke

@@ -487,7 +487,22 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 
 OWN = "its own agents"
-PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "preferred")
+PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "progress", "preferred")
+
+
+def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
+    """What each finished agent is paid for an episode of its own, as `behaviour` recorded it, where `would_pay` has
+    asked what its reward would pay others: task, curve, seed, reward (the record's name), return, success, progress
+    (at the end), paid (the sum of all terms)."""
+    played, there = results.load(behaviour.folder(profile)), set(results.load(asked.folder(profile))["run"])
+    declared = members(profile, names)
+    declared["reward"] = declared["task"] + "-" + declared["method"] + declared["variant"]
+    declared = declared[declared["done"] & declared["reward"].isin(there)]
+    table = played[["run", "step", "seed", "metric", "value"]].merge(
+        declared[["run", "wanted", "task", "curve", "reward"]], left_on=["run", "step"], right_on=["run", "wanted"])
+    whose = ["task", "curve", "seed", "reward"]
+    return _paid_in_all(table, whose).reset_index() if len(table) else pd.DataFrame(
+        columns=[*whose, "return", "success", "progress", "paid"])
 
 
 def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
@@ -495,38 +510,46 @@ def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> 
 
     One line a task, curve and player (random actions, the scripted expert, F and B's own policy, the reward's own
     agents): value, the sum of all terms of an episode, the environment's among them (mean over episodes; of the agents
-    over seeds, of each of which `behaviour` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
-    return and success by the simulator, and preferred: on the agents' line, whom it is shown to pay more ("the expert",
+    over seeds, of each of which `own_pay` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
+    return, success and progress (at the end) by the simulator, and preferred: on the agents' line, whom it is shown to pay more ("the expert",
     "its own agents", or "" where the interval of the difference contains 0 or there is none). Rewards of which no
     finished agent is on record have no line.
     """
-    kept, played = results.load(asked.folder(profile)), results.load(behaviour.folder(profile))
-    declared = members(profile, names)
-    finished = declared[declared["done"]]
-    table = played.drop(columns="method").merge(finished[["run", "curve", "wanted", "method", "variant"]],
-                                                left_on=["run", "step"], right_on=["run", "wanted"])
-    lines = []
-    for (task, curve, method, variant), of in table.groupby(["task", "curve", "method", "variant"], sort=False):
-        others = kept[kept["run"] == f"{task}-{method}{variant}"]
-        if others.empty:
-            continue
-        found = {player: _paid_in_all(rows, "seed") for player, rows in others.groupby("method", sort=False)}
-        found[OWN] = _paid_in_all(of, "run")
-        apart = (comparison.difference(found["expert"]["paid"], found[OWN]["paid"]) if "expert" in found
-                 else Interval(0.0, math.nan, math.nan, 0))
+    kept, lines = results.load(asked.folder(profile)), []
+    for (task, curve, reward), of in own_pay(profile, names).groupby(["task", "curve", "reward"], sort=False):
+        found = {player: _paid_in_all(rows, ["seed"]) for player, rows in
+                 kept[kept["run"] == reward].groupby("method", sort=False)}
+        apart = (comparison.difference(found["expert"]["paid"], of["paid"]) if "expert" in found
+                 else Interval(math.nan, math.nan, math.nan, 0))
         shown = "the expert" if apart.low > 0 else OWN if apart.high < 0 else ""
         lines += [{"task": task, "curve": curve, "player": OWN if player == OWN else figures.label(player),
                    **mean_interval(each["paid"])._asdict(), "return": each["return"].mean(),
-                   "success": each["success"].mean(), "preferred": shown if player == OWN else ""}
-                  for player, each in found.items()]
+                   "success": each["success"].mean(), "progress": each["progress"].mean(), "preferred": shown if player == OWN else ""}
+                  for player, each in (found | {OWN: of}).items()]
     return pd.DataFrame(lines, columns=list(PAY_COLUMNS))
 
 
-def _paid_in_all(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Index: each episode or run; columns paid (the sum of all terms), return, success."""
+def preferences(found: pd.DataFrame, own: pd.DataFrame) -> list[str]:
+    """Each reward of `would_pay` that could ask an expert, in words, with every agent of `own_pay` (paid, success)."""
+    said, of_expert = [], figures.label("expert")
+    for (task, curve), of in found.groupby(["task", "curve"], sort=False):
+        at = of.set_index("player")
+        if of_expert not in at.index:
+            continue
+        each = own[(own["task"] == task) & (own["curve"] == curve)]
+        agents = ", ".join(f"{number(one.paid)} ({one.success:.0%})" for one in each.itertuples())
+        more = at.loc[OWN, "preferred"]
+        said.append(f"{task}, {curve}: an episode pays the expert {ranged(at.loc[of_expert])}, its own agents "
+                    f"{agents}; " + (f"{more} more" if more else "neither is shown to be paid more"))
+    return said
+
+
+def _paid_in_all(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Index: each episode or run; columns return, success, progress, paid (the sum of all terms)."""
     wide = rows.pivot_table(index=by, columns="metric", values="value")
     terms = [name for name in wide if name.startswith("paid_")]
-    return wide[["return", "success"]].assign(paid=wide[terms].sum(axis=1))
+    known = wide.reindex(columns=["return", "success", "progress_end"]).rename(columns={"progress_end": "progress"})
+    return known.assign(paid=wide[terms].sum(axis=1))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -620,9 +643,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     return fig
 
 
-def would_pay_figure(found: pd.DataFrame, columns: int = 4, width: float = 7.2) -> Figure:
-    """A panel a reward of `would_pay`: an episode's pay (95% interval) against its return, a point a player. A reward
-    that asks for the task rises from random actions to the expert, and nobody below the expert stands above it."""
+def would_pay_figure(found: pd.DataFrame, own: pd.DataFrame, columns: int = 4, width: float = 7.2) -> Figure:
+    """A panel a reward of `would_pay`: an episode's pay (95% interval) against the progress at its end, a point a
+    player, and small ones for each agent of `own_pay`. A reward that asks for the task rises from left to right."""
     panels = list(found.groupby(["task", "curve"], sort=False))
     down = max(1, math.ceil(len(panels) / columns))
     fig, axes = pyplot.subplots(down, columns, squeeze=False, layout="constrained", figsize=(width, 1.75 * down + 0.5))
@@ -630,23 +653,27 @@ def would_pay_figure(found: pd.DataFrame, columns: int = 4, width: float = 7.2) 
                      (("0.45", "o"), ("black", "^"), ("#d55e00", "D"), ("#0072b2", "s")), strict=True))
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
+    shown = {}
     for axis, ((task, curve), of) in zip(axes.flat, panels, strict=False):
-        for row in of.itertuples():
-            tone, marker = looks[row.player]
-            if not math.isnan(row.low):
-                axis.plot([of.loc[row.Index, "return"]] * 2, [row.low, row.high], color=tone, linewidth=1)
-            axis.plot(of.loc[row.Index, "return"], row.value, marker, color=tone, markersize=4, label=row.player)
+        each = own[(own["task"] == task) & (own["curve"] == curve)]
+        axis.plot(each["progress"], each["paid"], ".", color=looks[OWN][0], alpha=0.5, markersize=4)
+        for player, line in of.set_index("player").iterrows():
+            tone, marker = looks[player]
+            if not math.isnan(line["low"]):
+                axis.plot([line["progress"]] * 2, [line["low"], line["high"]], color=tone, linewidth=1)
+            shown[player], = axis.plot(line["progress"], line["value"], marker, color=tone, markersize=4, label=player)
+        paid = pd.concat([of["value"], each["paid"], of.loc[of["player"] != OWN, "low"],
+                          of.loc[of["player"] != OWN, "high"], pd.Series([0.0])]).dropna()
+        space = 0.08 * float(np.ptp(paid)) or 1.0
+        axis.set(xlim=(-0.05, 1.05), ylim=(paid.min() - space, paid.max() + space))  # few agents' interval may leave it
         axis.set_title("\n".join([task, *textwrap.wrap(curve, 26)]), fontsize=7)
         axis.axhline(0, color="0.85", linewidth=0.7, zorder=0)
     for axis in axes[:, 0]:
         axis.set_ylabel("pay of an episode", fontsize=7)
-    fig.supxlabel("dense return of the episode", fontsize=8)
-    shown = {}
-    for axis in axes.flat:
-        shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    fig.supxlabel("true progress at the end of the episode", fontsize=8)
     if shown:
-        fig.legend([shown[name] for name in looks if name in shown], [name for name in looks if name in shown],
-                   loc="outside upper center", ncols=4, fontsize=7)
+        names = [name for name in looks if name in shown]
+        fig.legend([shown[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=7)
     return fig
 
 

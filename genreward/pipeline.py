@@ -361,10 +361,12 @@ def make_agents(profile: Profile) -> None:
 
 
 def make_behaviour(profile: Profile) -> None:
-    """What finished agents do and are paid, and the random policy and the expert beside them."""
-    from . import behaviour
+    """What finished agents do and are paid, the random policy and the expert beside them, and what the same rewards
+    would pay those."""
+    from . import behaviour, would_pay
 
     behaviour.make(profile)
+    would_pay.make(profile)
 
 
 def _publish(source: Path, target: Path) -> None:

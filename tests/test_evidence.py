@@ -648,7 +648,8 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, preferred):
     """Its own agents are paid 49, 50 and 51 an episode in all; the expert more, less, or nobody can tell."""
     for run, total in zip(runs("drawer-close", "genreward_sound"), (49.0, 50.0, 51.0), strict=True):
         record(run, [1.0, 2.0, 3.0])
-        rows = {"return": 300.0, "success": 1.0, "paid_env": 10.0, "paid_frame": total - 10, "share_env": 0.2}
+        rows = {"return": 300.0, "success": 1.0, "progress_end": 0.9, "paid_env": 10.0,
+                "paid_frame": total - 10, "share_env": 0.2}
         results.write_run(behaviour.folder("tiny"), run.run_id, [
             {"experiment": "behaviour", "method": run.label, "task": run.task, "seed": run.seed, "step": 768,
              "metric": metric, "value": value} for metric, value in rows.items()], {})
@@ -658,17 +659,23 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, preferred):
     results.write_run(would_pay.folder("tiny"), would_pay.name(run), [
         {"experiment": "would_pay", "method": player, "task": run.task, "seed": number, "step": 0, "metric": metric,
          "value": value} for player, number, paid in played
-        for metric, value in (("return", 7.0), ("success", 0.0), ("paid_env", 1.0), ("paid_frame", paid - 1))], {})
+        for metric, value in (("return", 7.0), ("success", 0.0), ("progress_end", 0.2), ("paid_env", 1.0),
+                              ("paid_frame", paid - 1))], {})
     found = evidence.would_pay("tiny", ["easy"]).set_index("player")
     assert list(found["value"]) == pytest.approx([sum(expert) / 2, -2, 50]) and list(found["n"]) == [2, 2, 3]
     assert found.loc[evidence.OWN, "preferred"] == preferred and set(found["preferred"]) <= {"", preferred}
     assert list(found["return"]) == [7, 7, 300] and found.loc[evidence.OWN, "success"] == 1
     low, high = stats.t.interval(0.95, 2, loc=50, scale=stats.sem([49, 50, 51]))
     assert found.loc[evidence.OWN, ["low", "high"]].tolist() == pytest.approx([low, high])
-    panel = evidence.would_pay_figure(found.reset_index()).axes[0]
+    own = evidence.own_pay("tiny", ["easy"])
+    assert own["paid"].tolist() == pytest.approx([49, 50, 51]) and own["seed"].tolist() == [0, 1, 2]
+    (said,) = evidence.preferences(found.reset_index(), own)
+    assert "its own agents 49 (100%), 50 (100%), 51 (100%)" in said
+    assert said.endswith(f"; {preferred} more" if preferred else "; neither is shown to be paid more")
+    panel = evidence.would_pay_figure(found.reset_index(), own).axes[0]
     places = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in panel.lines
               if not line.get_label().startswith("_")}
-    assert places[evidence.OWN] == (300, 50) and places[figures.label("random")] == (7, -2)
+    assert places[evidence.OWN] == pytest.approx((0.9, 50)) and places[figures.label("random")] == (0.2, -2)
 
 
 def test_a_panel_in_which_nobody_gets_near_the_expert_goes_by_powers_of_ten(tiny):
