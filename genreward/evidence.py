@@ -511,9 +511,9 @@ def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> 
     One line a task, curve and player (random actions, the scripted expert, F and B's own policy, the reward's own
     agents): value, the sum of all terms of an episode, the environment's among them (mean over episodes; of the agents
     over seeds, of each of which `own_pay` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
-    return, success and progress (at the end) by the simulator, and preferred: on the agents' line, whom it is shown to pay more ("the expert",
-    "its own agents", or "" where the interval of the difference contains 0 or there is none). Rewards of which no
-    finished agent is on record have no line.
+    return, success and progress (at the end) by the simulator, and preferred: on the agents' line, whom it is shown to
+    pay more ("the expert", "its own agents", or "" where the interval of the difference contains 0 or there is none).
+    Rewards of which no finished agent is on record have no line.
     """
     kept, lines = results.load(asked.folder(profile)), []
     for (task, curve, reward), of in own_pay(profile, names).groupby(["task", "curve", "reward"], sort=False):
@@ -524,7 +524,8 @@ def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> 
         shown = "the expert" if apart.low > 0 else OWN if apart.high < 0 else ""
         lines += [{"task": task, "curve": curve, "player": OWN if player == OWN else figures.label(player),
                    **mean_interval(each["paid"])._asdict(), "return": each["return"].mean(),
-                   "success": each["success"].mean(), "progress": each["progress"].mean(), "preferred": shown if player == OWN else ""}
+                   "success": each["success"].mean(), "progress": each["progress"].mean(),
+                   "preferred": shown if player == OWN else ""}
                   for player, each in (found | {OWN: of}).items()]
     return pd.DataFrame(lines, columns=list(PAY_COLUMNS))
 
