@@ -487,7 +487,8 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 
 OWN = "its own agents"
-PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "progress", "preferred")
+PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "progress", "above",
+               "below")
 
 
 def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
@@ -511,37 +512,38 @@ def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> 
     One line a task, curve and player (random actions, the scripted expert, F and B's own policy, the reward's own
     agents): value, the sum of all terms of an episode, the environment's among them (mean over episodes; of the agents
     over seeds, of each of which `own_pay` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
-    return, success and progress (at the end) by the simulator, and preferred: on the agents' line, whom it is shown to
-    pay more ("the expert", "its own agents", or "" where the interval of the difference contains 0 or there is none).
+    return, success and progress (at the end) by the simulator. On the agents' line, above and below: the players that
+    are shown to be paid more, and less, than they are (Welch's interval of the difference leaves 0; each by itself).
     Rewards of which no finished agent is on record have no line.
     """
     kept, lines = results.load(asked.folder(profile)), []
     for (task, curve, reward), of in own_pay(profile, names).groupby(["task", "curve", "reward"], sort=False):
         found = {player: _paid_in_all(rows, ["seed"]) for player, rows in
                  kept[kept["run"] == reward].groupby("method", sort=False)}
-        apart = (comparison.difference(found["expert"]["paid"], of["paid"]) if "expert" in found
-                 else Interval(math.nan, math.nan, math.nan, 0))
-        shown = "the expert" if apart.low > 0 else OWN if apart.high < 0 else ""
-        lines += [{"task": task, "curve": curve, "player": OWN if player == OWN else figures.label(player),
-                   **mean_interval(each["paid"])._asdict(), "return": each["return"].mean(),
-                   "success": each["success"].mean(), "progress": each["progress"].mean(),
-                   "preferred": shown if player == OWN else ""}
-                  for player, each in (found | {OWN: of}).items()]
+        apart = {figures.label(player): comparison.difference(each["paid"], of["paid"])
+                 for player, each in found.items()}
+        shown = {"above": ", ".join(player for player, by in apart.items() if by.low > 0),
+                 "below": ", ".join(player for player, by in apart.items() if by.high < 0)}
+        lines += [{"task": task, "curve": curve, "player": figures.label(player),
+                   **mean_interval(each["paid"])._asdict(), **each[["return", "success", "progress"]].mean(),
+                   "above": "", "below": ""} for player, each in found.items()]
+        lines.append({"task": task, "curve": curve, "player": OWN, **mean_interval(of["paid"])._asdict(),
+                      **of[["return", "success", "progress"]].mean(), **shown})
     return pd.DataFrame(lines, columns=list(PAY_COLUMNS))
 
 
 def preferences(found: pd.DataFrame, own: pd.DataFrame) -> list[str]:
-    """Each reward of `would_pay` that could ask an expert, in words, with every agent of `own_pay` (paid, success)."""
-    said, of_expert = [], figures.label("expert")
+    """Each reward of `would_pay` in words, with every agent of `own_pay` (paid, success)."""
+    said = []
     for (task, curve), of in found.groupby(["task", "curve"], sort=False):
         at = of.set_index("player")
-        if of_expert not in at.index:
-            continue
         each = own[(own["task"] == task) & (own["curve"] == curve)]
         agents = ", ".join(f"{number(one.paid)} ({one.success:.0%})" for one in each.itertuples())
-        more = at.loc[OWN, "preferred"]
-        said.append(f"{task}, {curve}: an episode pays the expert {ranged(at.loc[of_expert])}, its own agents "
-                    f"{agents}; " + (f"{more} more" if more else "neither is shown to be paid more"))
+        others = ", ".join(f"{player} {ranged(at.loc[player])}" for player in at.index.drop(OWN))
+        last = at.loc[OWN]
+        shown = "; ".join(f"{word} than they: {last[side]}" for side, word in (
+            ("above", "shown to be paid more"), ("below", "less")) if last[side]) or "no difference is shown"
+        said.append(f"{task}, {curve}: an episode pays {others}; its own agents {agents}; {shown}")
     return said
 
 

@@ -51,9 +51,10 @@ def record(run: Run, episodes: int | None = None, progress_bar: bool = False) ->
     """Let each player play for the run's reward (None: as many episodes as an evaluation has), from the starts that
     `behaviour.record` gives to finished agents; returns the table.
 
-    Rows (method: the player, seed: the number of the episode): return and success, by the simulator; progress_end, the
-    share of the way that is behind at the end (Meta-World); paid_<term>, the sum of an episode, weights applied.
-    InputError for a reward that learns with its agent, for one without a generated term, and when a part is missing.
+    Rows (experiment: the reward, method: the player, seed: the number of the episode): return and success, by the
+    simulator; progress_end, the share of the way that is behind at the end (Meta-World); paid_<term>, the sum of an
+    episode, weights applied. InputError for a reward that learns with its agent, for one without a generated term, and
+    when a part is missing.
     """
     profile = training.check_run(run)
     if not askable(run):
@@ -70,8 +71,9 @@ def record(run: Run, episodes: int | None = None, progress_bar: bool = False) ->
             env.unwrapped.set_rng_state(first)
             for number in range(episodes):
                 measured = _episode(run.task, env, policy)
-                rows += [{"experiment": "would_pay", "method": player, "task": run.task, "seed": number, "step": 0,
-                          "metric": metric, "value": value} for metric, value in measured.items()]
+                rows += [{"experiment": f"{run.method}{run.variant}", "method": player, "task": run.task,
+                          "seed": number, "step": 0, "metric": metric, "value": value}
+                         for metric, value in measured.items()]
                 bar.update()
     finally:
         bar.close()

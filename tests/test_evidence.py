@@ -642,10 +642,11 @@ def test_what_was_paid_is_a_mean_over_the_seeds_that_can_say_it(tiny):
     assert np.isnan(found.loc[(alone, "env"), "low"])
 
 
-@pytest.mark.parametrize(("expert", "preferred"), [((99.0, 101.0), "the expert"), ((9.0, 11.0), evidence.OWN),
-                                                   ((40.0, 60.0), "")])
-def test_whom_a_reward_is_shown_to_prefer(tiny, expert, preferred):
+@pytest.mark.parametrize(("expert", "above", "below"), [
+    ((99.0, 101.0), ["expert"], ["random"]), ((9.0, 11.0), [], ["expert", "random"]), ((40.0, 60.0), [], ["random"])])
+def test_whom_a_reward_is_shown_to_prefer(tiny, expert, above, below):
     """Its own agents are paid 49, 50 and 51 an episode in all; the expert more, less, or nobody can tell."""
+    above, below = (", ".join(map(figures.label, names)) for names in (above, below))
     for run, total in zip(runs("drawer-close", "genreward_sound"), (49.0, 50.0, 51.0), strict=True):
         record(run, [1.0, 2.0, 3.0])
         rows = {"return": 300.0, "success": 1.0, "progress_end": 0.9, "paid_env": 10.0,
@@ -663,7 +664,8 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, preferred):
                               ("paid_frame", paid - 1))], {})
     found = evidence.would_pay("tiny", ["easy"]).set_index("player")
     assert list(found["value"]) == pytest.approx([sum(expert) / 2, -2, 50]) and list(found["n"]) == [2, 2, 3]
-    assert found.loc[evidence.OWN, "preferred"] == preferred and set(found["preferred"]) <= {"", preferred}
+    assert found.loc[evidence.OWN, ["above", "below"]].tolist() == [above, below]
+    assert (found.drop(evidence.OWN)[["above", "below"]] == "").all(axis=None)
     assert list(found["return"]) == [7, 7, 300] and found.loc[evidence.OWN, "success"] == 1
     low, high = stats.t.interval(0.95, 2, loc=50, scale=stats.sem([49, 50, 51]))
     assert found.loc[evidence.OWN, ["low", "high"]].tolist() == pytest.approx([low, high])
@@ -671,7 +673,8 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, preferred):
     assert own["paid"].tolist() == pytest.approx([49, 50, 51]) and own["seed"].tolist() == [0, 1, 2]
     (said,) = evidence.preferences(found.reset_index(), own)
     assert "its own agents 49 (100%), 50 (100%), 51 (100%)" in said
-    assert said.endswith(f"; {preferred} more" if preferred else "; neither is shown to be paid more")
+    assert said.endswith(f"less than they: {below}")
+    assert (f"shown to be paid more than they: {above};" in said) == bool(above)
     panel = evidence.would_pay_figure(found.reset_index(), own).axes[0]
     places = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in panel.lines
               if not line.get_label().startswith("_")}

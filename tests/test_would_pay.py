@@ -56,6 +56,10 @@ def test_what_is_paid_is_what_the_players_own_states_earn(tiny):
     assert found.loc["random", "progress_end"].max() < found.loc["expert", "progress_end"].min()
     note = files.read_json(would_pay.folder("tiny") / "reach-height.json")
     assert note["reward"] == "height" and note["commit"]
+    other = replace(run, changes=(("reward.sparse_interval", 16),))
+    would_pay.record(other, episodes=1)
+    both = results.load(would_pay.folder("tiny"))  # two rewards of one task stand side by side
+    assert set(both["run"]) == {"reach-height", "reach-" + other.label}
 
 
 def test_only_rewards_that_an_agent_learned_from_are_asked_and_only_once(tiny, monkeypatch):
