@@ -11,6 +11,7 @@ The expert tells them apart: it does the task, from the same starts as the finis
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -125,9 +126,15 @@ def missing(profile: str | Profile, only: Sequence[str] | None = None, tasks: Se
 
 def make(profile: str | Profile, only: Sequence[str] | None = None, tasks: Sequence[str] | None = None,
          episodes: int | None = None) -> None:
-    """Record what is not on record yet."""
-    left = missing(profile, only, tasks)
-    for run in tqdm(left, desc="would pay", unit="reward", disable=not left):
+    """Record what is not on record yet. A reward of which a part is missing here is named, and the others go on."""
+    profile, able = profiles.get_profile(profile), []
+    for run in missing(profile, only, tasks):
+        try:
+            training.required(run, training.check_run(run))
+            able.append(run)
+        except InputError as problem:
+            print(f"not asked: {name(run)}: {problem}", file=sys.stderr)
+    for run in tqdm(able, desc="would pay", unit="reward", disable=not able):
         record(run, episodes)
 
 

@@ -14,6 +14,7 @@ from genreward import (
     envs,
     evidence,
     experiments,
+    figures,
     files,
     forecast,
     goals,
@@ -169,6 +170,30 @@ def test_what_it_tells_of_what_was_foretold_is_on_record():
     assert {row.goals for row in sent} == {12} and paid.goals == 6 and sent[0].p < 0.001
     assert f"on drawer-close (Kendall's $\\tau$ = {sent[0].tau:+.2f}) and not on reach ({sent[1].tau:+.2f})" in text
     assert f"({paid.tau:+.2f}, p = {paid.p:.2f}; notebook 10)" in text
+
+
+def test_what_it_tells_of_others_pay_is_on_record():
+    text, found = " ".join(TEXT.split()), evidence.would_pay("laptop")
+    at = found.assign(said=[evidence.ranged(row) for row in found.itertuples()]).set_index(["task", "curve", "player"])
+    usual, random, camera = figures.label("genreward_sound"), "goal frame at random", "imagined, other camera"
+    expert, alone, own = figures.label("expert"), figures.label("fb_zero_shot"), evidence.OWN
+
+    def said(task, curve, player):
+        return at.loc[(task, curve, player), "said"]
+
+    assert (f"pay the scripted expert {said('reach', usual, expert)}, its three agents are paid "
+            f"{said('reach', usual, own)}.") in text
+    drawer = "drawer-close"
+    assert (f"ten agents are paid {said(drawer, random, own)} an episode, as $\\pi_z$ is "
+            f"({said(drawer, random, alone)}), and the expert, which closes the drawer, "
+            f"{said(drawer, random, expert)}.") in text
+    assert (f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
+            f"expert {said(drawer, camera, expert)}.") in text
+    assert at.loc[("reach", usual, own), ["n", "above", "success"]].tolist() == [3, expert, 0]
+    assert at.loc[(drawer, random, own), "n"] == 10 and expert in at.loc[(drawer, random, own), "below"]
+    assert alone not in at.loc[(drawer, random, own), ["above", "below"]].tolist()
+    assert at.loc[(drawer, camera, alone), "success"] == at.loc[(drawer, camera, expert), "success"] == 1
+    assert at.loc[(drawer, camera, own), ["above", "success"]].tolist() == [alone, 0]
 
 
 def test_what_it_tells_of_the_weights_is_on_record():

@@ -62,7 +62,7 @@ def test_what_is_paid_is_what_the_players_own_states_earn(tiny):
     assert set(both["run"]) == {"reach-height", "reach-" + other.label}
 
 
-def test_only_rewards_that_an_agent_learned_from_are_asked_and_only_once(tiny, monkeypatch):
+def test_only_rewards_that_an_agent_learned_from_are_asked_and_only_once(tiny, monkeypatch, capsys):
     assert would_pay.missing("tiny") == []
     for run in experiments.grid("tiny"):
         if run.task == "reach":
@@ -71,6 +71,15 @@ def test_only_rewards_that_an_agent_learned_from_are_asked_and_only_once(tiny, m
                  "metric": "return", "value": 1.0}], {"steps": 64})
     assert [would_pay.name(run) for run in would_pay.missing("tiny")] == ["reach-height"]  # not each seed, not sparse
     assert would_pay.missing("tiny", tasks=["drawer-close"]) == []
+    there = training.required
+
+    def gone(run, profile):
+        raise InputError("the goal is missing; make it with: make results")
+
+    monkeypatch.setattr(training, "required", gone)
+    would_pay.make("tiny")  # named, and no error: others may have all their parts
+    assert "not asked: reach-height: the goal is missing; make it with: make results" in capsys.readouterr().err
+    monkeypatch.setattr(training, "required", there)
     would_pay.make("tiny", episodes=1)
     monkeypatch.setattr(would_pay, "record", lambda *given: pytest.fail("asked again"))
     would_pay.make("tiny")
