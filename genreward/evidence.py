@@ -487,14 +487,14 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
 
 
 OWN = "its own agents"
-PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "return", "success", "progress", "above",
-               "below")
+PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "environment", "return", "success",
+               "progress", "above", "below")
 
 
 def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
     """What each finished agent is paid for an episode of its own, as `behaviour` recorded it, where `would_pay` has
     asked what its reward would pay others: task, curve, seed, reward (the record's name), return, success, progress
-    (at the end), paid (the sum of all terms)."""
+    (at the end), environment (what the environment paid), paid (the sum of the generated terms)."""
     played, there = results.load(behaviour.folder(profile)), set(results.load(asked.folder(profile))["run"])
     declared = members(profile, names)
     declared["reward"] = declared["task"] + "-" + declared["method"] + declared["variant"]
@@ -503,20 +503,20 @@ def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd
         declared[["run", "wanted", "task", "curve", "reward"]], left_on=["run", "step"], right_on=["run", "wanted"])
     whose = ["task", "curve", "seed", "reward"]
     return _paid_in_all(table, whose).reset_index() if len(table) else pd.DataFrame(
-        columns=[*whose, "return", "success", "progress", "paid"])
+        columns=[*whose, "return", "success", "progress", "environment", "paid"])
 
 
 def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
     """What an episode of each player is paid by a reward, beside what the agents that learned from it are paid.
 
     One line a task, curve and player (random actions, the scripted expert, F and B's own policy, the reward's own
-    agents): value, the sum of all terms of an episode, the environment's among them (mean over episodes; of the agents
+    agents): value, the sum of the generated terms of an episode, weights applied (mean over episodes; of the agents
     over seeds, of each of which `own_pay` has a mean), low, high (Student's 95% interval), n (episodes, or seeds),
-    return, success and progress (at the end) by the simulator. On the agents' line, above and below: the players that
-    are shown to be paid more, and less, than they are (Welch's interval of the difference leaves 0; each by itself).
-    Rewards of which no finished agent is on record have no line.
+    environment (what the environment pays beside them), return, success and progress (at the end) by the simulator. On
+    the agents' line, above and below: the players that are shown to be paid more, and less, than they are (Welch's
+    interval of the difference leaves 0; each by itself). Rewards of which no finished agent is on record have no line.
     """
-    kept, lines = results.load(asked.folder(profile)), []
+    kept, lines, beside = results.load(asked.folder(profile)), [], ["environment", "return", "success", "progress"]
     for (task, curve, reward), of in own_pay(profile, names).groupby(["task", "curve", "reward"], sort=False):
         found = {player: _paid_in_all(rows, ["seed"]) for player, rows in
                  kept[kept["run"] == reward].groupby("method", sort=False)}
@@ -525,10 +525,10 @@ def would_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> 
         shown = {"above": ", ".join(player for player, by in apart.items() if by.low > 0),
                  "below": ", ".join(player for player, by in apart.items() if by.high < 0)}
         lines += [{"task": task, "curve": curve, "player": figures.label(player),
-                   **mean_interval(each["paid"])._asdict(), **each[["return", "success", "progress"]].mean(),
+                   **mean_interval(each["paid"])._asdict(), **each[beside].mean(),
                    "above": "", "below": ""} for player, each in found.items()]
         lines.append({"task": task, "curve": curve, "player": OWN, **mean_interval(of["paid"])._asdict(),
-                      **of[["return", "success", "progress"]].mean(), **shown})
+                      **of[beside].mean(), **shown})
     return pd.DataFrame(lines, columns=list(PAY_COLUMNS))
 
 
@@ -543,16 +543,16 @@ def preferences(found: pd.DataFrame, own: pd.DataFrame) -> list[str]:
         last = at.loc[OWN]
         shown = "; ".join(f"{word} than they: {last[side]}" for side, word in (
             ("above", "shown to be paid more"), ("below", "less")) if last[side]) or "no difference is shown"
-        said.append(f"{task}, {curve}: an episode pays {others}; its own agents {agents}; {shown}")
+        said.append(f"{task}, {curve}: pays an episode of {others}; of its own agents {agents}; {shown}")
     return said
 
 
 def _paid_in_all(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Index: each episode or run; columns return, success, progress, paid (the sum of all terms)."""
+    """Index: each episode or run; columns environment, return, success, progress, paid (the generated terms' sum)."""
     wide = rows.pivot_table(index=by, columns="metric", values="value")
-    terms = [name for name in wide if name.startswith("paid_")]
-    known = wide.reindex(columns=["return", "success", "progress_end"]).rename(columns={"progress_end": "progress"})
-    return known.assign(paid=wide[terms].sum(axis=1))
+    terms = [name for name in wide if name.startswith("paid_") and name != "paid_env"]
+    names = {"paid_env": "environment", "return": "return", "success": "success", "progress_end": "progress"}
+    return wide.reindex(columns=list(names)).rename(columns=names).assign(paid=wide[terms].sum(axis=1))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -647,8 +647,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
 
 
 def would_pay_figure(found: pd.DataFrame, own: pd.DataFrame, columns: int = 4, width: float = 7.2) -> Figure:
-    """A panel a reward of `would_pay`: an episode's pay (95% interval) against the progress at its end, a point a
-    player, and small ones for each agent of `own_pay`. A reward that asks for the task rises from left to right."""
+    """A panel a reward of `would_pay`: what its generated terms pay an episode (95% interval) against the progress at
+    its end, a point a player, and small ones for each agent of `own_pay`. A reward that asks for the task rises from
+    left to right."""
     panels = list(found.groupby(["task", "curve"], sort=False))
     down = max(1, math.ceil(len(panels) / columns))
     fig, axes = pyplot.subplots(down, columns, squeeze=False, layout="constrained", figsize=(width, 1.75 * down + 0.5))
@@ -672,7 +673,7 @@ def would_pay_figure(found: pd.DataFrame, own: pd.DataFrame, columns: int = 4, w
         axis.set_title("\n".join([task, *textwrap.wrap(curve, 26)]), fontsize=7)
         axis.axhline(0, color="0.85", linewidth=0.7, zorder=0)
     for axis in axes[:, 0]:
-        axis.set_ylabel("pay of an episode", fontsize=7)
+        axis.set_ylabel("generated pay of\nan episode", fontsize=7)
     fig.supxlabel("true progress at the end of the episode", fontsize=8)
     if shown:
         names = [name for name in looks if name in shown]

@@ -645,12 +645,13 @@ def test_what_was_paid_is_a_mean_over_the_seeds_that_can_say_it(tiny):
 @pytest.mark.parametrize(("expert", "above", "below"), [
     ((99.0, 101.0), ["expert"], ["random"]), ((9.0, 11.0), [], ["expert", "random"]), ((40.0, 60.0), [], ["random"])])
 def test_whom_a_reward_is_shown_to_prefer(tiny, expert, above, below):
-    """Its own agents are paid 49, 50 and 51 an episode in all; the expert more, less, or nobody can tell."""
+    """Its own agents are paid 49, 50 and 51 an episode, and 10 by the environment; the expert more, less, or nobody
+    can tell."""
     above, below = (", ".join(map(figures.label, names)) for names in (above, below))
     for run, total in zip(runs("drawer-close", "genreward_sound"), (49.0, 50.0, 51.0), strict=True):
         record(run, [1.0, 2.0, 3.0])
         rows = {"return": 300.0, "success": 1.0, "progress_end": 0.9, "paid_env": 10.0,
-                "paid_frame": total - 10, "share_env": 0.2}
+                "paid_frame": total - 5, "paid_video": 5.0, "share_env": 0.2}
         results.write_run(behaviour.folder("tiny"), run.run_id, [
             {"experiment": "behaviour", "method": run.label, "task": run.task, "seed": run.seed, "step": 768,
              "metric": metric, "value": value} for metric, value in rows.items()], {})
@@ -661,11 +662,12 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, above, below):
         {"experiment": "would_pay", "method": player, "task": run.task, "seed": number, "step": 0, "metric": metric,
          "value": value} for player, number, paid in played
         for metric, value in (("return", 7.0), ("success", 0.0), ("progress_end", 0.2), ("paid_env", 1.0),
-                              ("paid_frame", paid - 1))], {})
+                              ("paid_frame", paid))], {})
     found = evidence.would_pay("tiny", ["easy"]).set_index("player")
     assert list(found["value"]) == pytest.approx([sum(expert) / 2, -2, 50]) and list(found["n"]) == [2, 2, 3]
     assert found.loc[evidence.OWN, ["above", "below"]].tolist() == [above, below]
     assert (found.drop(evidence.OWN)[["above", "below"]] == "").all(axis=None)
+    assert list(found["environment"]) == [1, 1, 10]
     assert list(found["return"]) == [7, 7, 300] and found.loc[evidence.OWN, "success"] == 1
     low, high = stats.t.interval(0.95, 2, loc=50, scale=stats.sem([49, 50, 51]))
     assert found.loc[evidence.OWN, ["low", "high"]].tolist() == pytest.approx([low, high])

@@ -177,23 +177,32 @@ def test_what_it_tells_of_others_pay_is_on_record():
     at = found.assign(said=[evidence.ranged(row) for row in found.itertuples()]).set_index(["task", "curve", "player"])
     usual, random, camera = figures.label("genreward_sound"), "goal frame at random", "imagined, other camera"
     expert, alone, own = figures.label("expert"), figures.label("fb_zero_shot"), evidence.OWN
+    drawer = "drawer-close"
 
     def said(task, curve, player):
         return at.loc[(task, curve, player), "said"]
 
-    assert (f"pay the scripted expert {said('reach', usual, expert)}, its three agents are paid "
-            f"{said('reach', usual, own)}.") in text
-    drawer = "drawer-close"
-    assert (f"ten agents are paid {said(drawer, random, own)} an episode, as $\\pi_z$ is "
-            f"({said(drawer, random, alone)}), and the expert, which closes the drawer, "
-            f"{said(drawer, random, expert)}.") in text
-    assert (f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
-            f"expert {said(drawer, camera, expert)}.") in text
-    assert at.loc[("reach", usual, own), ["n", "above", "success"]].tolist() == [3, expert, 0]
-    assert at.loc[(drawer, random, own), "n"] == 10 and expert in at.loc[(drawer, random, own), "below"]
-    assert alone not in at.loc[(drawer, random, own), ["above", "below"]].tolist()
+    def shown(task, curve):
+        return at.loc[(task, curve, own), ["n", "above", "below", "success"]].tolist()
+
+    for sentence in (
+            f"would be paid {said('pick-place', usual, expert)} and {said('bin-picking', usual, expert)}, agents that "
+            f"never succeed are paid {said('pick-place', usual, own)} (three) and {said('bin-picking', usual, own)} (one)",
+            f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
+            f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
+            f"({said('door-open', usual, expert)})",
+            f"would be paid {said('reach', usual, expert)}, three agents are paid {said('reach', usual, own)}.",
+            f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the expert "
+            f"{said(drawer, camera, expert)}."):
+        assert sentence in text, sentence
+    n, above, below, success = shown("pick-place", usual)
+    assert (n, above, success) == (3, "", 0) and expert in below
+    assert shown("bin-picking", usual)[0] == 1 and shown("bin-picking", usual)[3] == 0
+    n, above, below, success = shown(drawer, random)
+    assert (n, above) == (10, "") and expert in below
+    assert shown("door-open", usual)[1] == "" and shown("reach", usual) == [3, expert, figures.label("random"), 0]
+    assert shown(drawer, camera)[1] == alone and shown(drawer, camera)[3] == 0
     assert at.loc[(drawer, camera, alone), "success"] == at.loc[(drawer, camera, expert), "success"] == 1
-    assert at.loc[(drawer, camera, own), ["above", "success"]].tolist() == [alone, 0]
 
 
 def test_what_it_tells_of_the_weights_is_on_record():
