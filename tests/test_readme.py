@@ -187,13 +187,14 @@ def test_what_it_tells_of_others_pay_is_on_record():
 
     for sentence in (
             f"would be paid {said('pick-place', usual, expert)} and {said('bin-picking', usual, expert)}, agents that "
-            f"never succeed are paid {said('pick-place', usual, own)} (three) and {said('bin-picking', usual, own)} (one)",
+            f"never succeed are paid {said('pick-place', usual, own)} (three) and "
+            f"{said('bin-picking', usual, own)} (one)",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
             f"would be paid {said('reach', usual, expert)}, three agents are paid {said('reach', usual, own)}.",
-            f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the expert "
-            f"{said(drawer, camera, expert)}."):
+            f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
+            f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
     n, above, below, success = shown("pick-place", usual)
     assert (n, above, success) == (3, "", 0) and expert in below
