@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -332,13 +333,38 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     return target
 
 
+APART = multiprocessing.get_context("forkserver")  # its server has imported once what each of its children needs
+APART.set_forkserver_preload(["papermill", "genreward.book"])
+
+
 def _run_apart(name: str, profile: str) -> tuple[float, str]:
-    """Run a notebook by the command line: seconds, and what went wrong ("" when nothing did)."""
+    """Run a notebook in a process of its own: seconds, and what went wrong ("" when nothing did)."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "genreward.book", "run", name, "--profile", profile],
-                          capture_output=True, text=True, cwd=ROOT)
-    problem = "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip() or "error: it was killed")
+    receiver, sender = APART.Pipe(duplex=False)
+    process = APART.Process(target=_run_and_tell, args=(name, profile, sender))
+    process.start()
+    sender.close()  # the child's end is the last one open: when it dies without a word, we hear of it
+    try:
+        problem = receiver.recv()
+    except EOFError:
+        problem = f"error: {name} was killed"
+    process.join()
     return time.monotonic() - began, problem
+
+
+def _run_and_tell(name: str, profile: str, sender: Any) -> None:
+    """What `_run_apart`'s process does. Only what is sent is said: what papermill logs beside it is not."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(quiet, stream)
+    os.chdir(ROOT)
+    try:
+        run_notebook(name, profile)
+        sender.send("")
+    except (InputError, NotebookError) as problem:
+        sender.send(f"error: {problem}")
+    except Exception:
+        sender.send(traceback.format_exc())
 
 
 def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> int:

@@ -1,6 +1,7 @@
 """The runner's promises (whole files, loud errors), the rules, and the book itself."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -133,6 +134,20 @@ def test_what_is_missing_is_named_with_its_command(root, reads):
 def test_weights_from_the_hub_are_not_looked_for(root):
     entry = book.Notebook("04", "x", "?", "", ("video_model", "scorer"), {})
     assert book.missing(entry, "paper") is None
+
+
+def die(name, profile, sender):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_notebook_in_a_process_of_its_own_says_what_went_wrong(monkeypatch, capfd):
+    seconds, problem = book._run_apart("99", "smoke")
+    assert problem.startswith("error: unknown notebook '99'; valid: 00_start_here") and seconds >= 0
+    seconds, problem = book._run_apart("04", "no_profile")
+    assert problem.startswith("error: unknown profile 'no_profile'") and "Traceback" not in problem
+    monkeypatch.setattr(book, "_run_and_tell", die)
+    assert book._run_apart("04", "smoke")[1] == "error: 04 was killed"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_figures_of_an_empty_project_say_what_to_make(tmp_path):
