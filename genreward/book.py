@@ -334,7 +334,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
 
 
 APART = multiprocessing.get_context("forkserver")  # its server has imported once what each of its children needs
-APART.set_forkserver_preload(["papermill", "genreward.book"])
+APART.set_forkserver_preload(["papermill", "joblib", "nbformat", "genreward.profiles"])
 
 
 def _run_apart(name: str, profile: str) -> tuple[float, str]:
