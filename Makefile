@@ -15,7 +15,7 @@ export MKL_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures results smoke test lint check bench doctor lock clean
+.PHONY: help setup figures lab results smoke test lint check bench doctor lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(READY): requirements.lock genreward/bootstrap.py
 
 figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): figures/<profile>/
 	@$(PY) -m genreward.book figures --profile $(PROFILE)
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
 results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray)
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents

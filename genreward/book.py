@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,8 +317,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     folder = tempfile.mkdtemp(prefix="kernel-")
     sockets = Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "socket")}})
     try:
-        papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), cwd=str(ROOT),
-                                   kernel_name=spec, progress_bar=False, start_timeout=300, config=sockets)
+        with _one_thread():
+            papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), cwd=str(ROOT),
+                                       kernel_name=spec, progress_bar=False, start_timeout=300, config=sockets)
         os.replace(running, target)
     except papermill.PapermillExecutionError as problem:
         os.replace(running, failed)
@@ -331,6 +333,19 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
         running.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A kernel started in here computes with one thread where OMP_NUM_THREADS says nothing else, as `make` has it:
+    figures would differ in their last digits from machine to machine, and the small models are slower with more."""
+    said = "OMP_NUM_THREADS" in os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if not said:
+            os.environ.pop("OMP_NUM_THREADS", None)
 
 
 APART = multiprocessing.get_context("forkserver")  # its server has imported once what each of its children needs

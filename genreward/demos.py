@@ -54,10 +54,10 @@ def stages(states: np.ndarray, success: np.ndarray) -> np.ndarray:
 # --- episodes ---------------------------------------------------------------------------------------------------------
 
 
-def _steps_to_success(env: envs.MetaWorldEnv, goal: int | None, rng_state: dict[str, Any]) -> int:
-    """How many steps the noiseless expert needs from this start, or -1 if it does not get there."""
+def steps_to_success(env: envs.MetaWorldEnv, goal: int | None = None) -> int:
+    """How many steps the noiseless expert needs from the next start (that of `goal`, if given), or -1 if it does not
+    get there. The environment's generator is left as it was: its next start is still this one."""
     keep = env.rng_state()
-    env.set_rng_state(rng_state)
     episode = envs.rollout(env, envs.expert_policy(env.task), frames=False, steps=MAX_STEPS, **_options(goal))
     env.set_rng_state(keep)
     return int(np.argmax(episode.success)) + 1 if episode.succeeded else -1
@@ -68,7 +68,8 @@ def _options(goal: int | None) -> dict[str, Any]:
 
 
 def episode(env: envs.MetaWorldEnv, kind: str, rng: np.random.Generator, goal: int | None = None,
-            failure: str | None = None) -> tuple[Trajectory, list[dict[str, np.ndarray]]] | None:
+            failure: str | None = None, needed: int | None = None
+            ) -> tuple[Trajectory, list[dict[str, np.ndarray]]] | None:
     """One episode of a kind, with the simulator's state at every step (to render from), or None if it turned out to be
     of another kind (an expert that fails, a failure that succeeds): the caller tries again.
 
@@ -76,15 +77,17 @@ def episode(env: envs.MetaWorldEnv, kind: str, rng: np.random.Generator, goal: i
              "random"
     failure  "drop": opens the gripper under way; "short": stops at 80% of the way; "misplace": aims at a goal 12 to 18
              cm off
+    needed   what `steps_to_success` says of this start, from a caller who has asked (half-way is half of it); None: it
+             is asked here, where the kind wants it
     """
     if kind not in KINDS:
         raise errors.unknown("kind of episode", kind, KINDS)
     if kind == "failure" and failure not in FAILURES:
         raise errors.unknown("failure", failure, FAILURES)
-    start_rng = env.rng_state()
-    needed = -1
-    if kind in ("failure", "half"):
-        needed = _steps_to_success(env, goal, start_rng)
+    if kind not in ("failure", "half"):
+        needed = -1
+    else:
+        needed = steps_to_success(env, goal) if needed is None else needed
         if needed < 0:
             env.reset(**_options(goal))  # draws the next goal, so that another try is another start
             return None

@@ -27,7 +27,6 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as nnf
 from PIL import Image
@@ -58,6 +57,8 @@ class FrameScorer:
 
     def __init__(self, model: torch.nn.Module, tokenizer: Callable[[list[str]], torch.Tensor],
                  config: dict[str, Any], name: str | None = None, device: str | torch.device = "cpu") -> None:
+        import open_clip  # here, since it takes seconds and whoever reads a goal does not need it
+
         self.model, self.tokenizer, self.config = model.to(device).eval(), tokenizer, config
         self.name, self.device = name, torch.device(device)
         size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
@@ -70,6 +71,8 @@ class FrameScorer:
     @classmethod
     def small(cls, config: ClipConfig, seed: int, device: str | torch.device = "cpu") -> FrameScorer:
         """An untrained small model: a ResNet for `config.image_size` pixels and a short text transformer."""
+        import open_clip
+
         model_cfg = {
             "embed_dim": config.embed_dim,
             "vision_cfg": {"image_size": config.image_size, "layers": list(config.vision_layers),
@@ -90,6 +93,8 @@ class FrameScorer:
              device: str | torch.device = "cpu") -> FrameScorer:
         """A folder that `save` (or open_clip) wrote, or a model of the hub by name and weights tag
         ("ViT-B-32", "laion2b_s34b_b79k"). InputError for an unknown name or tag, a damaged folder, no network."""
+        import open_clip
+
         path = Path(name)
         if path.is_dir():
             return cls._load_folder(path, device)
@@ -115,6 +120,8 @@ class FrameScorer:
 
     @classmethod
     def _load_folder(cls, folder: Path, device: str | torch.device) -> FrameScorer:
+        import open_clip
+
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / file).is_file():
                 raise InputError(f"the scorer {folder} has no {file}")
@@ -149,6 +156,7 @@ class FrameScorer:
     def pixels(self, frames: np.ndarray) -> torch.Tensor:
         """Frames (N, H, W, 3) uint8 -> (N, 3, S, S) float32, resized and normalised as open_clip does it."""
         if frames.shape[1:3] == (self.image_size, self.image_size):
+            frames = np.ascontiguousarray(frames)  # torch takes no negative stride: a clip played backwards has one
             return (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
         return torch.stack([self._resize(Image.fromarray(frame)) for frame in frames])
 

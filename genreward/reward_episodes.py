@@ -210,12 +210,13 @@ def record_start(env: envs.MetaWorldEnv, start: int, failure: str, config: Study
     """
     modes = [failure, *(mode for mode in demos.FAILURES if mode != failure)]
     made: dict[str, tuple[Trajectory, list]] = {}
+    needed = demos.steps_to_success(env, start)
     for kind in OUTCOMES:
         wanted = [(mode, attempt) for mode in (modes if kind == "failure" else [None])
                   for attempt in range(config.tries)]
         for number, (mode, _) in enumerate(wanted):
             rng = np.random.default_rng([config.seed, start, KINDS.index(kind), number])
-            found = demos.episode(env, kind, rng, start, mode)
+            found = demos.episode(env, kind, rng, start, mode, needed)
             if found is not None and len(found[0]) >= 2 * config.stride:
                 made[kind] = found
                 break

@@ -97,6 +97,7 @@ def _clips_of(env: envs.MetaWorldEnv, kinds: Sequence[str], start: int, num_fram
               tries: int) -> dict[str, Clip] | None:
     """One clip of every kind from one start, or None."""
     made = {}
+    needed = demos.steps_to_success(env, start) if {"half", "failure"} & set(kinds) else None  # the same for all kinds
     for kind in kinds:
         if kind == "still":
             env.reset(options={"goal": start})
@@ -106,7 +107,7 @@ def _clips_of(env: envs.MetaWorldEnv, kinds: Sequence[str], start: int, num_fram
             continue
         for _ in range(tries):
             failure = str(rng.choice(demos.FAILURES)) if kind == "failure" else None
-            found = demos.episode(env, "expert" if kind == "oracle" else kind, rng, start, failure)
+            found = demos.episode(env, "expert" if kind == "oracle" else kind, rng, start, failure, needed)
             if found is not None:
                 break
         else:

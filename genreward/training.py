@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
            ("roboclip", ("demonstration",), ("roboclip",),
             "RoboCLIP: the whole episode's video against one demonstration's, paid at its end"),
            ("diffusion_reward", (), ("diffusion_reward", "tokens"),
-            "Diffusion Reward: how surely a video model of tokens expects the frame just reached, every step"),
+            "Diffusion Reward: how sure a video model of tokens is of what comes next after these frames, every step"),
            ("tadpole", ("goal",), ("tadpole",),
             "TADPoLe: how much the prompt helps a diffusion model of frames to denoise the frame, every step"))},
 }
@@ -509,9 +509,8 @@ def evaluate(act: Callable[[np.ndarray, bool], np.ndarray], task: str, seed: int
             observation, _ = env.reset()
             first, over, total = True, False, 0.0
             while not over:
-                observation, reward, terminated, over, info = env.step(act(env.render() if pixels else observation,
-                                                                           first))
-                first, total = False, total + reward
+                observation, reward, *ended, info = env.step(act(env.render() if pixels else observation, first))
+                first, over, total = False, any(ended), total + reward
             returns.append(total)
             success.append(info["success_any"] > 0)
     finally:

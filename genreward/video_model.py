@@ -371,7 +371,8 @@ class VideoModel:
 def to_pixels(clips: np.ndarray) -> torch.Tensor:
     """(N, K, H, W, 3) uint8 -> (N, 3, K, H, W) float32 in [-1, 1]."""
     # A fixed memory layout: the convolutions choose their kernel, and so their rounding, by it.
-    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).contiguous().float() / 127.5 - 1
+    # (And torch takes no negative stride: a clip played backwards has one.)
+    return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 4, 1, 2, 3).contiguous().float() / 127.5 - 1
 
 
 def to_frames(pixels: torch.Tensor) -> np.ndarray:

@@ -56,6 +56,17 @@ def test_a_notebook_runs_with_its_parameters(shelf, root):
     assert executed(root) == ["00_trial.ipynb"]
 
 
+@pytest.mark.parametrize("said", [None, "2"])
+def test_a_kernel_has_one_thread_unless_told_otherwise(shelf, root, monkeypatch, said):
+    """Else a figure's last digits would hang on the number of cores of the machine that drew it."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    shelf(notebook(f"import os; assert os.environ['OMP_NUM_THREADS'] == {said or '1'!r}"))
+    book.run_notebook("00", "smoke")
+    assert os.environ.get("OMP_NUM_THREADS") == said
+
+
 def test_two_notebooks_run_at_once_with_a_kernel_each(root):
     """Kernels that talk through the same files would each get the other's answers, or none."""
     nbformat.write(notebook("import time; time.sleep(2); print(seed)"), root / "one.ipynb")

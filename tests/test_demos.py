@@ -163,3 +163,26 @@ def test_a_failure_fails_and_wrong_kinds_are_refused():
         demos.episode(env, "win", np.random.default_rng(0))
     with pytest.raises(InputError, match="unknown failure None; valid: drop, misplace, short"):
         demos.episode(env, "failure", np.random.default_rng(0))
+
+
+def test_what_the_expert_needs_can_be_asked_once_for_all_kinds(monkeypatch):
+    """It hangs on the start alone, so a caller who hands it over gets the same episodes, without another trial."""
+    trials, try_it = [], demos.steps_to_success
+    monkeypatch.setattr(demos, "steps_to_success", lambda *given: trials.append(given) or try_it(*given))
+
+    def episodes(env, needed):
+        return [demos.episode(env, "failure" if failure else "half", np.random.default_rng(3), 3, failure, needed)
+                for failure in ("short", "drop", None)]
+
+    alone = episodes(envs.make_env("reach", seed=1, size=32), None)
+    assert len(trials) == 3 and sum(episode is not None for episode in alone) >= 2
+    env = envs.make_env("reach", seed=1, size=32)
+    before = env.rng_state()
+    needed = try_it(env, 3)
+    assert 1 <= needed <= demos.MAX_STEPS and env.rng_state() == before
+    for a, b in zip(alone, episodes(env, needed), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert np.array_equal(a[0].states, b[0].states) and np.array_equal(a[0].actions, b[0].actions)
+    assert len(trials) == 3
+    assert demos.episode(env, "half", np.random.default_rng(0), 3, needed=-1) is None  # where the expert fails

@@ -78,6 +78,12 @@ def test_other_sizes_are_resized_as_open_clip_does_it():
     assert torch.allclose(scorer.pixels(same[None])[0], transform(Image.fromarray(same)), atol=1e-6)
 
 
+def test_a_clip_played_backwards_scores_backwards():
+    """It has a negative stride, which torch does not take."""
+    frames = noise(4)
+    assert np.array_equal(tiny().encode_image(frames[::-1]), tiny().encode_image(frames[::-1].copy()))
+
+
 def test_selection():
     scores = np.array([0.1, 0.7, 0.7, 0.2])
     assert goals.select_frame(scores) == 1 and goals.select_frame(scores, "last") == 3

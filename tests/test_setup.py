@@ -49,6 +49,12 @@ def test_the_package_settles_the_back_end_before_mujoco_is_there():
     assert chosen.stdout.split() == ["glfw"]
 
 
+def test_whoever_reads_results_does_not_wait_for_open_clip():
+    """It takes seconds, in every notebook; goals can be read without it."""
+    done = fresh(["-c", "import sys; from genreward import evidence, goals; print('open_clip' in sys.modules)"])
+    assert done.stdout.split() == ["False"], done.stderr[-500:]
+
+
 def test_the_doctor_finds_nothing_wrong_here():
     found = doctor.report()
     assert found["problems"] == []
