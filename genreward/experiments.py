@@ -18,21 +18,26 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import joblib
+import torch
 
 from . import errors, files, locks, profiles, results, training
+from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .execution import EXECUTORS, OnProgress, execute, one_thread, read_status, span
 from .profiles import Profile
@@ -455,36 +460,131 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Par
 # --- after the code has changed ---------------------------------------------------------------------------------------
 
 
-def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING) -> list[dict[str, Any]]:
+def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING,
+          old: str | os.PathLike | None = None, steps: int | None = None) -> list[dict[str, Any]]:
     """Find out whether records that only other code stands against would be the same today, and say so in them.
 
     Such records are taken together by agent, method and the code that made them. Of each group one run (the lowest
-    seed) is made again from nothing up to its first evaluation, beside the record and without touching it. Where every
-    number but the seconds is equal, bit for bit, all records and checkpoints of the group are given today's code; the
-    old one stays among `earlier_code`, and `vouched` names the run and the steps that were compared. Where one is not,
-    nothing is changed. Another machine or library may round otherwise: then a difference says nothing about the code.
+    seed whose files are here) is made again from nothing up to its first evaluation, beside the record and without
+    touching it. Where every number but the seconds is equal, bit for bit, all records and checkpoints of the group are
+    given today's code; the old one stays among `earlier_code`, and `vouched` names the run and how it was compared.
+    Where one is not, nothing is changed.
+
+    Another machine or library may round otherwise: then a difference from the record says nothing about the code, and
+    the old code must be at hand. `old` is a checkout of the project with the code that made the records (`git worktree
+    add old <commit>`): the run is made with either code on this machine, up to `steps` (default: the first evaluation),
+    and not only what is measured must be equal, but the agent and everything else in the checkpoint.
 
     One line a group: runs, made (the run made again), same, why (what differs, else "").
     """
     profile = profiles.get_profile(profile)
+    if old is not None and not (Path(old) / "genreward" / "training.py").is_file():
+        raise InputError(f"{old} is no checkout of the project; git worktree add {old} <commit> makes one")
+    if steps is not None and (old is None or steps < 1 or steps % profile.episode_steps):
+        raise InputError(f"steps goes with old, and must be a multiple of an episode's {profile.episode_steps}; "
+                         f"got {steps}")
     groups: dict[tuple, list[Run]] = {}
+    codes: dict[tuple, dict[str, str]] = {}
     for run in grid(profile, only, part):
         path = profiles.paths(profile).runs / f"{run.run_id}.json"
         if standing(run).state != "stale" or training.examine(run, accept_code=True)[0] not in ("done", "partial"):
             continue
         code = files.read_json(path)["identity"].get("code", {})
-        groups.setdefault((run.agent, run.method, files.digest(code)), []).append(run)
+        key = (run.agent, run.method, files.digest(code))
+        groups.setdefault(key, []).append(run)
+        codes[key] = code
     lines = []
-    for runs in groups.values():
-        one = min(runs, key=lambda run: (run.seed, run.variant, run.task))
-        print(f"{one.run_id}: made again up to its first evaluation", flush=True)
-        _, why = _compared(one, whole=False)
+    for key, runs in groups.items():
+        one = min(runs, key=lambda run: (bool(training.examine(run, accept_code=True)[1]), run.seed, run.variant,
+                                         run.task))
+        if old is None:
+            print(f"{one.run_id}: made again up to its first evaluation", flush=True)
+            how, (_, why) = "record", _compared(one, whole=False)
+        else:
+            print(f"{one.run_id}: made with either code", flush=True)
+            try:
+                until, why = _compared_codes(one, codes[key], Path(old), steps)
+            except InputError as problem:  # other groups may be of the code that is at hand
+                until, why = 0, str(problem)
+            how = f"both codes on one machine, {until} steps"
         for run in runs if not why else ():
-            training.adopt(run, one.run_id)
+            training.adopt(run, one.run_id, how)
         lines.append({"runs": len(runs), "made": one.run_id, "same": not why, "why": why})
         said = f"differs: {why}" if why else f"the same; records that have today's code now: {len(runs)}"
         print(f"  {said}", flush=True)
     return lines
+
+
+_WITH_OTHER_CODE = """
+import json, sys
+from pathlib import Path
+from genreward import files, training
+given, folder, code = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+run = training.Run(**{**given, "changes": tuple((name, value) for name, value in given["changes"])})
+here = training.identity(run, training.check_run(run))["code"]
+files.write_json(folder / "code.json", here)
+here == code and training.train_agent(run, progress=False, folder=folder)
+"""
+
+
+def _compared_codes(run: Run, code: dict[str, str], old: Path, steps: int | None) -> tuple[int, str]:
+    """The steps up to which a run was made with today's code and with that in `old`, and what differs: "" where no
+    number and nothing in the checkpoint does. InputError where `old` is not the `code` that made the run's record."""
+    profile = training.check_run(run)
+    until = 0 if run.agent == "zero_shot" else steps or profile.run.evaluate_every
+    again = replace(run, experiment="vouch", steps=until or None)
+    if until and until != profile.run.evaluate_every:
+        again = replace(again, changes=(*run.changes, ("run.evaluate_every", until)))
+    checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
+    one_thread()
+    threads = {"OMP_NUM_THREADS": "1", **os.environ}
+    root = profiles.paths(profile).root
+    made = []
+    for today in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.unlink(missing_ok=True)
+            try:
+                if today:
+                    training.train_agent(again, progress=False, folder=Path(folder))
+                else:
+                    done = subprocess.run([sys.executable, "-c", _WITH_OTHER_CODE, json.dumps(asdict(again)), folder,
+                                           json.dumps(code)],
+                                          cwd=old, env={**threads, "PYTHONPATH": str(old.resolve()),
+                                                        "GENREWARD_ROOT": str(root.resolve())},
+                                          capture_output=True, text=True, check=False)
+                    place = Path(folder) / "code.json"
+                    theirs = files.read_json(place) if place.is_file() else code
+                    if other := sorted(name for name in code.keys() | theirs.keys()
+                                       if code.get(name) != theirs.get(name)):
+                        raise InputError(f"{old} is not the code that made {run.run_id}: {', '.join(other)} differ")
+                    if done.returncode:
+                        raise InputError(f"{run.run_id} cannot be made with the code in {old}: "
+                                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+                table = results.read_run(Path(folder) / f"{again.run_id}.csv")
+                state = read_checkpoint(checkpoint) if until else {}
+            finally:
+                checkpoint.unlink(missing_ok=True)
+        numbers = {f"{row.metric} at step {row.step}": row.value for row in table.itertuples()
+                   if row.metric != "seconds"}
+        made.append({"": numbers, "checkpoint": {part: state[part] for part in state if part not in _NOT_COMPARED}})
+    return until, _first_difference(*made)
+
+
+_NOT_COMPARED = ("identity", "rows", "seconds", "earlier_code")  # the code's digests and what a clock measured
+
+
+def _first_difference(a: Any, b: Any, name: str = "") -> str:
+    """Where two nested states differ first, "" where they do not: numbers bit for bit, NaN equal to NaN."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        inner = ((f"{name}.{key}".strip("."), a[key], b[key]) for key in a)
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        inner = ((f"{name}[{number}]", *pair) for number, pair in enumerate(zip(a, b, strict=True)))
+    elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        return "" if same else f"{name}: another tensor"
+    else:
+        return "" if a == b or (a != a and b != b) else f"{name}: {a} with the old code, {b} now"
+    return next((found for where, one, other in inner if (found := _first_difference(one, other, where))), "")
 
 
 def repeat(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING, pick: int | None = None,
@@ -544,6 +644,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
     parser.add_argument("--pick", type=int, metavar="N", help="repeat: so many, drawn at random (default: all)")
     parser.add_argument("--draw", type=int, default=0, metavar="SEED", help="repeat: another draw of --pick")
+    parser.add_argument("--old", metavar="FOLDER", help="vouch: a checkout with the code that made the records; the "
+                        "runs are made with either code here (for records of another machine)")
+    parser.add_argument("--steps", type=int, metavar="N",
+                        help="vouch --old: so many (default: up to the first evaluation)")
     parser.add_argument("--jobs", type=int, help="runs at once on this machine (default: one a core)")
     parser.add_argument("--executor", default="joblib", choices=EXECUTORS, help="ray: the cluster at RAY_ADDRESS")
     parser.add_argument("--accept-code", action="store_true",
@@ -558,7 +662,7 @@ def main() -> None:
         return
     part = Part(arguments.tasks, arguments.methods, arguments.seeds)
     if arguments.command == "vouch":
-        found = vouch(arguments.profile, arguments.only, part)
+        found = vouch(arguments.profile, arguments.only, part, arguments.old, arguments.steps)
         if different := [line["made"] for line in found if not line["same"]]:
             raise InputError(f"not the same any more: {', '.join(different)}; their records are as they were")
         return

@@ -799,16 +799,17 @@ def _write(folder: Path, run: Run, rows: list[dict[str, Any]], me: dict[str, Any
                              {**results.provenance(seconds=seconds), "identity": me, "steps": taken, **more})
 
 
-def adopt(run: Run, by: str) -> None:
+def adopt(run: Run, by: str, how: str) -> None:
     """Give a run's record and checkpoint today's code, which was found to give the same numbers when `by` was made
-    again (`experiments.vouch`). The code before stays among `earlier_code`; `vouched` says when it was compared."""
+    again (`experiments.vouch`). The code before stays among `earlier_code`; `vouched` says when and how they were
+    compared: with the record, or made with both codes on one machine."""
     profile = check_run(run)
     where, me = profiles.paths(profile), identity(run, profile)
     with locks.hold(locks.of_run(run)):
         path = where.runs / f"{run.run_id}.json"
         kept = files.read_json(path)
         earlier = [*kept.get("earlier_code", []), kept["identity"].get("code", {})]
-        vouched = [*kept.get("vouched", []), {"by": by, "commit": results.commit()[0]}]
+        vouched = [*kept.get("vouched", []), {"by": by, "commit": results.commit()[0], "how": how}]
         checkpoint = where.checkpoints / f"{run.run_id}.pt"
         if checkpoint.is_file():
             state = read_checkpoint(checkpoint)

@@ -1,15 +1,18 @@
 """The grids behind the figures, what a run is known by, and what is said of the runs that are there."""
 
+import copy
 import functools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from genreward import code_identity, errors, execution, experiments, files, locks, profiles, results, training
 from genreward.errors import InputError
@@ -491,6 +494,82 @@ def test_other_numbers_or_files_are_nothing_that_a_comparison_of_code_could_excu
     made = experiments.vouch("tiny", ["base"], part=experiments.Part(methods=["dense"]))
     assert [(line["runs"], line["made"]) for line in made] == [(1, "tiny-reach-sac-dense-s1")]
     assert experiments.standing(run).state == "stale"
+
+
+@pytest.fixture
+def of_another_machine(root, monkeypatch, tmp_path):
+    """A run whose record another machine made (its numbers are a little off), a checkout with the code that made it,
+    and today's code, which differs in its digest."""
+    run = Run("reach", "dense", "sac", 0, "smoke", "smoke", steps=256)
+    where = profiles.paths("smoke").runs
+    rows = results.read_run(training.train_agent(run, progress=False)).to_dict("records")
+    kept = files.read_json(where / f"{run.run_id}.json")
+    results.write_run(where, run.run_id, [{**row, "value": row["value"] * (1 + 1e-6)} for row in rows], kept)
+    shutil.copytree(os.path.dirname(experiments.__file__), tmp_path / "old" / "genreward",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    digests = code_identity.digests
+    monkeypatch.setattr(code_identity, "digests", lambda roots: {**digests(roots), "envs": "another"})
+    monkeypatch.setattr(experiments, "grid", lambda *given: [run])
+    return run, tmp_path / "old"
+
+
+def test_a_record_of_another_machine_is_vouched_for_by_both_codes_on_this_one(of_another_machine):
+    run, old = of_another_machine
+    path = profiles.paths("smoke").runs / f"{run.run_id}.json"
+    [found] = experiments.vouch("smoke")
+    assert not found["same"] and "on record" in found["why"]
+    before = files.read_json(path)
+    [found] = experiments.vouch("smoke", old=old)
+    assert found == {"runs": 1, "made": run.run_id, "same": True, "why": ""}
+    now = files.read_json(path)
+    assert now["vouched"][0]["how"] == "both codes on one machine, 256 steps"
+    assert now["rows"] == before["rows"] and now["earlier_code"] == [before["identity"]["code"]]
+    assert experiments.standing(run).state == "done"
+    assert [path.name for path in profiles.paths("smoke").checkpoints.glob("*.pt")] == [f"{run.run_id}.pt"]
+
+
+def test_two_codes_that_measure_or_learn_otherwise_are_told_apart(of_another_machine, monkeypatch):
+    run, old = of_another_machine
+    before = files.read_json(profiles.paths("smoke").runs / f"{run.run_id}.json")
+    evaluate, agent = training.evaluate, training._agent
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "evaluate", lambda *given: {
+            name: value + 1e-9 for name, value in evaluate(*given).items()})
+        [found] = experiments.vouch("smoke", old=old, steps=512)
+        assert not found["same"] and found["why"].startswith("return at step 512: ")
+
+    def later(*given):  # learns from the same steps, and evaluates the same, but keeps something else
+        made = agent(*given)
+        keep = made.state_dict
+        made.state_dict = lambda: {**keep(), "config": {**keep()["config"], "batch": -1}}
+        return made
+
+    monkeypatch.setattr(training, "_agent", later)
+    [found] = experiments.vouch("smoke", old=old)
+    assert not found["same"] and found["why"].startswith("checkpoint.agent.config.batch: ")
+    assert files.read_json(profiles.paths("smoke").runs / f"{run.run_id}.json") == before
+
+
+def test_only_the_code_that_made_a_record_can_speak_for_it(of_another_machine, tmp_path):
+    run, old = of_another_machine
+    (old / "genreward" / "envs.py").write_text((old / "genreward" / "envs.py").read_text() + "\nNEW = 1\n")
+    [found] = experiments.vouch("smoke", old=old)
+    assert not found["same"] and found["why"] == f"{old} is not the code that made {run.run_id}: envs differ"
+    with pytest.raises(InputError, match="is no checkout of the project; git worktree add"):
+        experiments.vouch("smoke", old=tmp_path / "nowhere")
+    for wrong in ({"old": old, "steps": 100}, {"steps": 256}):
+        with pytest.raises(InputError, match="steps goes with old, and must be a multiple of an episode's"):
+            experiments.vouch("smoke", **wrong)
+
+
+def test_the_first_difference_of_two_states():
+    state = {"a": [1, {"w": torch.tensor([1.0, float("nan")])}], "b": float("nan"), "c": b"x"}
+    assert experiments._first_difference(state, copy.deepcopy(state)) == ""
+    other = copy.deepcopy(state)
+    other["a"][1]["w"][0] += 1e-6
+    assert experiments._first_difference(state, other) == "a[1].w: another tensor"
+    assert experiments._first_difference(state, {**state, "c": b"y"}).startswith("c: ")
+    assert experiments._first_difference({"a": [1]}, {"a": [1, 2]}).startswith("a: ")
 
 
 def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_alone(tiny, capsys):
