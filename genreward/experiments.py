@@ -616,7 +616,8 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     """How many of a run's numbers were compared when it was made again (the whole of it, or up to its first
     evaluation), and what is not as on record: "" where all is, else the numbers of the first step with a difference."""
     profile = training.check_run(run)
-    kept = results.read_run(profiles.paths(profile).runs / f"{run.run_id}.csv")
+    path = profiles.paths(profile).runs / f"{run.run_id}.csv"
+    kept = results.read_run(path)
     until = int(kept["step"].max() if whole else kept["step"].min())
     again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
     checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
@@ -630,8 +631,12 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     old, new = ({(row.step, row.metric): row.value for row in table.itertuples()
                  if row.step <= until and row.metric != "seconds"} for table in (kept, made))
     other = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return len(old), "; ".join(f"{metric} at step {step}: {old.get((step, metric))} on record, "
-                               f"{new.get((step, metric))} now" for step, metric in other if step == other[0][0])
+    why = "; ".join(f"{metric} at step {step}: {old.get((step, metric))} on record, {new.get((step, metric))} now"
+                    for step, metric in other if step == other[0][0])
+    there, here = files.read_json(path.with_suffix(".json")).get("processor"), results.processor()
+    if why and there != here:
+        why += f" (made on {there or 'a processor that the record does not name'}; here: {here})"
+    return len(old), why
 
 
 def main() -> None:

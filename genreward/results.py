@@ -11,6 +11,7 @@ anywhere else. Every row is `experiment, method, task, seed, step, metric, value
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import io
@@ -225,8 +226,8 @@ def _git(*command: str) -> str:
 
 
 def provenance(seconds: float | None = None, device: str | None = None, **more: Any) -> dict[str, Any]:
-    """Where a number comes from: commit, versions, device, operating system, seconds, and whatever else is given
-    (digests, configuration). Neither a host's name nor a path of the machine is in it."""
+    """Where a number comes from: commit, versions, device, processor, operating system, seconds, and whatever else is
+    given (digests, configuration). Neither a host's name nor a path of the machine is in it."""
     head, dirty = commit()
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -235,7 +236,24 @@ def provenance(seconds: float | None = None, device: str | None = None, **more: 
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"commit": head, "dirty": dirty, "versions": versions, "device": device or device_name(),
-            "platform": f"{platform.system()} {platform.machine()}", "seconds": seconds, **more}
+            "platform": f"{platform.system()} {platform.machine()}", "processor": processor(), "seconds": seconds,
+            **more}
+
+
+@functools.lru_cache(maxsize=1)
+def processor() -> str:
+    """The processor and the vector instructions that torch uses on it: both decide how sums are rounded, and so
+    whether a run that is made again comes out bit for bit. Such as "AMD EPYC 7713, family 25, model 1, AVX2"."""
+    import torch
+
+    said: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            said.setdefault(name.strip(), value.strip())
+    words = [said.get("model name") or platform.processor() or platform.machine()]
+    words += [f"{name.removeprefix('cpu ')} {said[name]}" for name in ("cpu family", "model") if said.get(name)]
+    return ", ".join([*words, torch.backends.cpu.get_cpu_capability()])
 
 
 def device_name() -> str:

@@ -591,12 +591,17 @@ def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_a
                       kept_of(runs[0]))
     (other,) = experiments.repeat("tiny", ["base"], experiments.Part(methods=[runs[0].method], seeds=[runs[0].seed]))
     assert not other["same"] and other["why"].startswith("return at step 64: ") and "step 96" not in other["why"]
+    assert "made on" not in other["why"]  # it says that it was made here
     assert "differs: return at step 64" in capsys.readouterr().out
+    for said, expected in (("Z80, AVX9", "Z80, AVX9"), (None, "a processor that the record does not name")):
+        files.write_json(profiles.paths("tiny").runs / f"{runs[0].run_id}.json",
+                         {**kept_of(runs[0]), "processor": said})
+        (other,) = experiments.repeat("tiny", ["base"], experiments.Part(methods=[runs[0].method],
+                                                                         seeds=[runs[0].seed]))
+        assert other["why"].endswith(f" (made on {expected}; here: {results.processor()})")
 
 
 def test_a_run_made_again_has_one_thread_as_the_grid_gave_it(tiny, monkeypatch):
-    import torch
-
     training.train_agent(run_of(), progress=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before, seen = torch.get_num_threads(), []

@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from genreward import errors, files, results
 from genreward.errors import InputError
@@ -197,6 +198,8 @@ def test_provenance_says_what_made_the_numbers_and_not_where():
     found = results.provenance(seconds=2.5, data="0123abcd")
     assert found["seconds"] == 2.5 and found["data"] == "0123abcd"
     assert found["versions"]["mujoco"] == "3.3.0"
+    name, *rest = found["processor"].split(", ")
+    assert name and rest[-1] == torch.backends.cpu.get_cpu_capability()
     text = json.dumps(found)
     assert socket.gethostname() not in text and os.getcwd() not in text and os.path.expanduser("~") + "/" not in text
 
