@@ -4,8 +4,9 @@ After `evidence` and the study, before the figures. A verdict is worked out from
 beside the claim; nobody types one. Four are possible:
 
 - *reproduced*: the whole 95% interval lies on the claimed side (on every task, where the claim is of several; with a
-  correction where the same seeds serve many comparisons). Of two claims the rule is another, and said: of Fig. 4 a
-  share of starts, of the order of frames a rank correlation and its p;
+  correction where the same seeds serve many comparisons), and, where the claim is that agents do better, theirs lies
+  above random actions too: who has learned nothing has not learned more. Of two claims the rule is another, and said:
+  of Fig. 4 a share of starts, of the order of frames a rank correlation and its p;
 - *not reproduced*: measured, and it does not;
 - *not testable here*: it needs what no profile of two CPU cores has (the hub's weights, real videos, GPU weeks);
 - *not measured yet*: the runs that would tell are declared and not made; the command is named.
@@ -116,7 +117,8 @@ SHARED = "again"
 
 def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, curves: Sequence[str] | None = None,
           longer: str | None = None) -> Callable[[Profile], Finding]:
-    """Every method of `ours` that has finished runs must end above its control on every task with both.
+    """Every method of `ours` that has finished runs must end above its control on every task with both, and above
+    random actions (`evidence.beyond_random`; those of a task without any on record are not asked for).
 
     against: the controls' printed names, all of which must be beaten (those that the profile declares); None: the same
     environment reward alone. curves: only these (printed names); None: the methods as they are, without any change.
@@ -145,6 +147,14 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
             said = [f"{words}, p = {p:.2g} with all {len(known)} comparisons of these seeds counted"
                     for words, p in zip(said, corrected, strict=True)]
             better = [good and p < 0.05 for good, p in zip(better, corrected, strict=True)]
+        learned = evidence.beyond_random(profile, name).set_index(["task", "curve"])
+        for number, row in enumerate(found.itertuples()):
+            known = (row.task, row.curve) in learned.index
+            if better[number] and known and not learned.loc[(row.task, row.curve), "low"] > 0:
+                better[number] = False
+                beside = learned.loc[(row.task, row.curve)]
+                said[number] += (f"; but it does not end above random actions' {evidence.number(beside['random'])} "
+                                 f"({evidence.gained(beside)}): who learns nothing does not learn more")
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
             worst = later[later["curve"].isin(found["curve"])].sort_values("value").iloc[0]
@@ -184,10 +194,9 @@ _SPARSE = ("genreward", "genreward_sound")
 _REPAIRED = (figures.label("genreward_sound"), figures.label("genreward"))
 _WITHOUT = ("without the FB reward", "without the video-level reward")
 _RANDOM_FRAME = (evidence.SOURCE_NAMES["random_frame"],)
-_BOTH = "the full reward ends above the reward without either, the whole interval"
-_ABOVE = "the interval of the difference lies above 0, on every task"
-_FRESH = "the interval of the difference lies above 0, and p < 0.05 after Holm's correction for all comparisons that " \
-         "these seeds serve"
+_BOTH = "the full reward ends above the reward without either and above random actions, the whole interval"
+_ABOVE = "the interval of the difference lies above 0, and that of the difference to random actions too, on every task"
+_FRESH = "the same, and p < 0.05 after Holm's correction for all comparisons that these seeds serve"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim("Fig. 4", "a finetuned video model imagines the held-out task done, from first frame and text",

@@ -289,6 +289,21 @@ def reference_table(profile: str | Profile, tasks: Sequence[str], episodes: int 
     return pd.concat(parts, names=["task", "policy"])[["return", "success", "n"]]
 
 
+def beyond_random(profile: str | Profile, name: str) -> pd.DataFrame:
+    """How far every curve of an experiment ends above random actions: task, curve, value (difference of the mean final
+    return), low, high (Welch's 95% interval of runs against episodes), n, random (their mean return). Only where runs
+    are finished and random actions on record (`behaviour.record_references`)."""
+    kept = results.load(profiles.paths(profile).results / "references")
+    kept = kept[(kept["method"] == "random") & (kept["metric"] == "return")]
+    lines = []
+    for (task, curve), of in _ends(profile, name, "return").groupby(["task", "curve"], sort=False):
+        episodes = kept.loc[kept["task"] == task, "value"]
+        if len(episodes):
+            lines.append({"task": task, "curve": curve, **comparison.difference(of["value"], episodes)._asdict(),
+                          "random": float(episodes.mean())})
+    return pd.DataFrame(lines, columns=["task", "curve", *Interval._fields, "random"])
+
+
 def with_references(found: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     """A summary with two more lines a task, random actions and the scripted expert, before the task's own."""
     parts = []

@@ -404,6 +404,28 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     assert finding().verdict == claims.NOT
 
 
+def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
+    """Agents that end clearly above others, and no higher than random actions."""
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": replace(TRIAL, tasks=("reach",))})
+    fill("reach", "sparse", [1.0, 1.1, 0.9])
+    fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
+    assert finding().verdict == claims.REPRODUCED
+
+    def random_actions(values):
+        results.write_run(profiles.paths("tiny").results / "references", "reach", [
+            {"experiment": "references", "method": "random", "task": "reach", "seed": seed, "step": 0,
+             "metric": "return", "value": value} for seed, value in enumerate(values)], {})
+
+    values = [7.0, 9.0, 11.0, 9.0]
+    random_actions(values)
+    found = evidence.beyond_random("tiny", "easy").set_index("curve").loc[figures.label("genreward_sound")]
+    wanted = stats.ttest_ind([9.0, 9.1, 8.9], values, equal_var=False).confidence_interval(0.95)
+    assert (found["value"], found["low"], found["high"], found["random"]) == pytest.approx((0.0, *wanted, 9.0))
+    assert finding().verdict == claims.NOT and "does not end above random actions' 9 (0 [" in finding().numbers
+    random_actions([1.0, 3.0, 2.0, 2.0])
+    assert finding().verdict == claims.REPRODUCED and "random" not in finding().numbers
+
+
 def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(tiny):
     fill("reach", "sparse", [9.0, 9.1, 8.9])
     fill("reach", "genreward_sound", [1.0, 1.1, 0.9])
