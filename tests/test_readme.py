@@ -188,7 +188,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
     for sentence in (
             f"would be paid {said('pick-place', usual, expert)} and {said('bin-picking', usual, expert)}, agents that "
             f"never succeed are paid {said('pick-place', usual, own)} (three) and "
-            f"{said('bin-picking', usual, own)} (one)",
+            f"{said('bin-picking', usual, own)} (three)",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
@@ -198,12 +198,26 @@ def test_what_it_tells_of_others_pay_is_on_record():
         assert sentence in text, sentence
     n, above, below, success = shown("pick-place", usual)
     assert (n, above, success) == (3, "", 0) and expert in below
-    assert shown("bin-picking", usual)[0] == 1 and shown("bin-picking", usual)[3] == 0
+    n, above, below, success = shown("bin-picking", usual)
+    assert (n, above, success) == (3, "", 0) and expert in below
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
     assert shown("door-open", usual)[1] == "" and shown("reach", usual) == [3, expert, figures.label("random"), 0]
     assert shown(drawer, camera)[1] == alone and shown(drawer, camera)[3] == 0
     assert at.loc[(drawer, camera, alone), "success"] == at.loc[(drawer, camera, expert), "success"] == 1
+
+
+def test_what_it_tells_of_bin_picking_is_on_record():
+    """Above the sparse reward and below random actions: told together, so that nobody reads the first alone."""
+    ends = evidence.summary("laptop", "fig7").set_index("curve")
+    beyond = evidence.beyond_random("laptop", "fig7").set_index("curve")
+    ours, alone = figures.label("genreward_sound"), figures.label("sparse")
+    gain = evidence.contrasts("laptop", "fig7").set_index("curve").loc[ours]
+    assert ends.loc[[ours, alone], "n"].tolist() == [3, 3] and not ends.loc[[ours, alone], "success"].any()
+    assert beyond.loc[[ours, alone], "high"].max() < 0 < gain["low"]
+    assert (f"{evidence.number(ends.loc[alone, 'value'])} (sparse) and {evidence.number(ends.loc[ours, 'value'])} "
+            f"(sound), the second above the first ({evidence.gained(gain)}) and below random actions' "
+            f"{evidence.number(beyond.loc[ours, 'random'])} ({evidence.gained(beyond.loc[ours])})") in TEXT
 
 
 def test_what_it_tells_of_the_weights_is_on_record():
