@@ -213,10 +213,15 @@ def test_what_it_tells_of_bin_picking_is_on_record():
     beyond = evidence.beyond_random("laptop", "fig7").set_index("curve")
     ours, alone = figures.label("genreward_sound"), figures.label("sparse")
     gain = evidence.contrasts("laptop", "fig7").set_index("curve").loc[ours]
+    rows = evidence.rows("laptop", "fig7")
+    rows = rows[(rows["metric"] == "return") & (rows["step"] == 25_600)].groupby("method")["value"]
+    half_way = comparison.difference(rows.get_group("genreward_sound"), rows.get_group("sparse"))
+    assert half_way.high < 0 and ends.loc[[ours, alone], "steps"].tolist() == [51_200] * 2
     assert ends.loc[[ours, alone], "n"].tolist() == [3, 3] and not ends.loc[[ours, alone], "success"].any()
     assert beyond.loc[[ours, alone], "high"].max() < 0 < gain["low"]
     assert (f"{evidence.number(ends.loc[alone, 'value'])} (sparse) and {evidence.number(ends.loc[ours, 'value'])} "
-            f"(sound), the second above the first ({evidence.gained(gain)}) and below random actions' "
+            f"(sound), the second above the first ({evidence.gained(gain)}; after half of the steps below it, "
+            f"{evidence.gained(half_way)}) and below random actions' "
             f"{evidence.number(beyond.loc[ours, 'random'])} ({evidence.gained(beyond.loc[ours])})") in TEXT
 
 
