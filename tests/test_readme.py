@@ -225,6 +225,18 @@ def test_what_it_tells_of_bin_picking_is_on_record():
             f"{evidence.number(beyond.loc[ours, 'random'])} ({evidence.gained(beyond.loc[ours])})") in TEXT
 
 
+def test_what_it_tells_of_door_open_and_button_press_is_on_record():
+    ends = evidence.summary("laptop", "easy").set_index(["task", "curve"])
+    beyond = evidence.beyond_random("laptop", "easy").set_index(["task", "curve"])
+    ours, alone, dense = map(figures.label, ("genreward_sound", "sparse", "dense"))
+    for task in ("door-open", "button-press"):
+        assert ends.loc[[(task, alone), (task, dense)], "n"].tolist() == [3, 3]
+        assert not ends.loc[[(task, alone), (task, dense)], "success"].any()
+    assert beyond.loc[[("door-open", alone), ("door-open", dense)], "low"].min() > 0
+    assert beyond.loc[("door-open", ours), "high"] < 0
+    assert " ".join(TEXT.split()).count(evidence.gained(beyond.loc[("door-open", ours)])) == 2
+
+
 def test_what_it_tells_of_the_weights_is_on_record():
     text, found = " ".join(TEXT.split()), evidence.trend(evidence.sweep("laptop", "fig9_easy")).set_index("weight")
     alpha, beta = found.loc["alpha"], found.loc["beta"]
