@@ -638,7 +638,8 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
         if len(here) and (task, "expert") in references.index and (
                 here["value"].max() < references.loc[(task, "expert"), metric] / 20):
             axis.set_yscale("symlog", linthresh=10)
-            axis.set_ylim(min(0.0, 1.2 * float(heights.min())), 1.6 * float(heights.max()))
+            lowest = float(heights.min())  # a curve at 0 must not lie under the frame
+            axis.set_ylim(1.2 * lowest - 0.6 if lowest < 0.6 else 0.0, 1.6 * float(heights.max()))
             axis.text(0.02, 0.8, "by powers of ten above 10", transform=axis.transAxes, fontsize=6, color="#666666")
         if axis.containers:  # whiskers, which stand where no steps are
             axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)

@@ -231,7 +231,9 @@ def test_what_it_tells_of_door_open_and_button_press_is_on_record():
     ours, alone, dense = map(figures.label, ("genreward_sound", "sparse", "dense"))
     for task in ("door-open", "button-press"):
         assert ends.loc[[(task, alone), (task, dense)], "n"].tolist() == [3, 3]
-        assert not ends.loc[[(task, alone), (task, dense)], "success"].any()
+        of = evidence.rows("laptop", "easy")
+        of = of[(of["task"] == task) & (of["metric"] == "success") & of["method"].isin(("sparse", "dense"))]
+        assert len(of) == 36 and not of["value"].any()
     assert beyond.loc[[("door-open", alone), ("door-open", dense)], "low"].min() > 0
     assert beyond.loc[("door-open", ours), "high"] < 0
     assert " ".join(TEXT.split()).count(evidence.gained(beyond.loc[("door-open", ours)])) == 2
