@@ -147,14 +147,13 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
             said = [f"{words}, p = {p:.2g} with all {len(known)} comparisons of these seeds counted"
                     for words, p in zip(said, corrected, strict=True)]
             better = [good and p < 0.05 for good, p in zip(better, corrected, strict=True)]
-        learned = evidence.beyond_random(profile, name).set_index(["task", "curve"])
+        beyond = evidence.beyond_random(profile, name).set_index(["task", "curve"])
         for number, row in enumerate(found.itertuples()):
-            known = (row.task, row.curve) in learned.index
-            if better[number] and known and not learned.loc[(row.task, row.curve), "low"] > 0:
+            place = row.task, row.curve
+            if better[number] and place in beyond.index and evidence.verdict(own := beyond.loc[place]) != "better":
                 better[number] = False
-                beside = learned.loc[(row.task, row.curve)]
-                said[number] += (f"; but it does not end above random actions' {evidence.number(beside['random'])} "
-                                 f"({evidence.gained(beside)}): who learns nothing does not learn more")
+                said[number] += (f"; but it does not end above random actions' {evidence.number(own['random'])} "
+                                 f"({evidence.gained(own)}): who learns nothing does not learn more")
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
             worst = later[later["curve"].isin(found["curve"])].sort_values("value").iloc[0]

@@ -17,6 +17,7 @@ command, on one machine or several that share a folder, the grid goes on and end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -28,7 +29,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -483,18 +484,15 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     if steps is not None and (old is None or steps < 1 or steps % profile.episode_steps):
         raise InputError(f"steps goes with old, and must be a multiple of an episode's {profile.episode_steps}; "
                          f"got {steps}")
-    groups: dict[tuple, list[Run]] = {}
-    codes: dict[tuple, dict[str, str]] = {}
+    groups: dict[tuple, tuple[dict[str, str], list[Run]]] = {}
     for run in grid(profile, only, part):
         path = profiles.paths(profile).runs / f"{run.run_id}.json"
         if standing(run).state != "stale" or training.examine(run, accept_code=True)[0] not in ("done", "partial"):
             continue
         code = files.read_json(path)["identity"].get("code", {})
-        key = (run.agent, run.method, files.digest(code))
-        groups.setdefault(key, []).append(run)
-        codes[key] = code
+        groups.setdefault((run.agent, run.method, files.digest(code)), (code, []))[1].append(run)
     lines = []
-    for key, runs in groups.items():
+    for code, runs in groups.values():
         one = min(runs, key=lambda run: (bool(training.examine(run, accept_code=True)[1]), run.seed, run.variant,
                                          run.task))
         if old is None:
@@ -503,7 +501,7 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
         else:
             print(f"{one.run_id}: made with either code", flush=True)
             try:
-                until, why = _compared_codes(one, codes[key], Path(old), steps)
+                until, why = _compared_codes(one, code, Path(old), steps)
             except InputError as problem:  # other groups may be of the code that is at hand
                 until, why = 0, str(problem)
             how = f"both codes on one machine, {until} steps"
@@ -535,39 +533,51 @@ def _compared_codes(run: Run, code: dict[str, str], old: Path, steps: int | None
     again = replace(run, experiment="vouch", steps=until or None)
     if until and until != profile.run.evaluate_every:
         again = replace(again, changes=(*run.changes, ("run.evaluate_every", until)))
-    checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
     one_thread()
-    threads = {"OMP_NUM_THREADS": "1", **os.environ}
-    root = profiles.paths(profile).root
     made = []
-    for today in (False, True):
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.unlink(missing_ok=True)
-            try:
-                if today:
-                    training.train_agent(again, progress=False, folder=Path(folder))
-                else:
-                    done = subprocess.run([sys.executable, "-c", _WITH_OTHER_CODE, json.dumps(asdict(again)), folder,
-                                           json.dumps(code)],
-                                          cwd=old, env={**threads, "PYTHONPATH": str(old.resolve()),
-                                                        "GENREWARD_ROOT": str(root.resolve())},
-                                          capture_output=True, text=True, check=False)
-                    place = Path(folder) / "code.json"
-                    theirs = files.read_json(place) if place.is_file() else code
-                    if other := sorted(name for name in code.keys() | theirs.keys()
-                                       if code.get(name) != theirs.get(name)):
-                        raise InputError(f"{old} is not the code that made {run.run_id}: {', '.join(other)} differ")
-                    if done.returncode:
-                        raise InputError(f"{run.run_id} cannot be made with the code in {old}: "
-                                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-                table = results.read_run(Path(folder) / f"{again.run_id}.csv")
-                state = read_checkpoint(checkpoint) if until else {}
-            finally:
-                checkpoint.unlink(missing_ok=True)
+    for make_it in (functools.partial(_make_with, old, code, run.run_id), _make_here):
+        with _beside(again, profile) as (folder, checkpoint):
+            make_it(again, folder)
+            table = results.read_run(folder / f"{again.run_id}.csv")
+            state = read_checkpoint(checkpoint) if until else {}
         numbers = {f"{row.metric} at step {row.step}": row.value for row in table.itertuples()
                    if row.metric != "seconds"}
         made.append({"": numbers, "checkpoint": {part: state[part] for part in state if part not in _NOT_COMPARED}})
     return until, _first_difference(*made)
+
+
+@contextlib.contextmanager
+def _beside(run: Run, profile: Profile) -> Iterator[tuple[Path, Path]]:
+    """A folder for the record of a run that is made for a comparison, and where its checkpoint will be; neither
+    outlives the block."""
+    checkpoint = profiles.paths(profile).checkpoints / f"{run.run_id}.pt"
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.unlink(missing_ok=True)
+        try:
+            yield Path(folder), checkpoint
+        finally:
+            checkpoint.unlink(missing_ok=True)
+
+
+def _make_here(run: Run, folder: Path) -> None:
+    training.train_agent(run, progress=False, folder=folder)
+
+
+def _make_with(old: Path, code: dict[str, str], named: str, run: Run, folder: Path) -> None:
+    """Make the run with the code in `old`, in a process of its own; InputError where that is not the `code` of the
+    record `named`, or fails."""
+    root = str(profiles.paths(run.profile).root.resolve())
+    done = subprocess.run([sys.executable, "-c", _WITH_OTHER_CODE, json.dumps(asdict(run)), folder, json.dumps(code)],
+                          cwd=old, capture_output=True, text=True, check=False,
+                          env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(old.resolve()),
+                               "GENREWARD_ROOT": root})
+    place = folder / "code.json"
+    theirs = files.read_json(place) if place.is_file() else code
+    if other := sorted(name for name in code.keys() | theirs.keys() if code.get(name) != theirs.get(name)):
+        raise InputError(f"{old} is not the code that made {named}: {', '.join(other)} differ")
+    if done.returncode:
+        raise InputError(f"{named} cannot be made with the code in {old}: "
+                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
 
 
 _NOT_COMPARED = ("identity", "rows", "seconds", "earlier_code")  # the code's digests and what a clock measured
@@ -620,14 +630,9 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     kept = results.read_run(path)
     until = int(kept["step"].max() if whole else kept["step"].min())
     again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
-    checkpoint = profiles.paths(profile).checkpoints / f"{again.run_id}.pt"
     one_thread()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.unlink(missing_ok=True)
-        try:
-            made = results.read_run(training.train_agent(again, progress=False, folder=Path(folder)))
-        finally:
-            checkpoint.unlink(missing_ok=True)
+    with _beside(again, profile) as (folder, _):
+        made = results.read_run(training.train_agent(again, progress=False, folder=folder))
     old, new = ({(row.step, row.metric): row.value for row in table.itertuples()
                  if row.step <= until and row.metric != "seconds"} for table in (kept, made))
     other = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
