@@ -28,8 +28,8 @@ _PROPERTIES = RewardProperties(
     citation="Wang et al., arXiv 2512.00961, CVPR 2026",
     deviations=("Goal video and history are sampled to 8k+1 frames, which the causal VAE compresses without padding, "
                 "rather than to 16.", "Latents are the VAE's mode, so that the same video always gives the same "
-                "reward.", "The two heads of F are averaged; the paper says nothing of the sort, the usual is the "
-                "smaller one."))
+                "reward.", "The two heads of F are averaged, where the paper takes the smaller one (notebook 05 "
+                "shows what that does)."))
 
 
 # ----------------------------------------------------------------------------------------- video level, Eq. 3 to 5
