@@ -6,6 +6,7 @@ not find is named together with the command that makes it.
 
     python -m genreward.book figures --profile laptop     every notebook, executed copies in build/laptop/book/
     python -m genreward.book run 04 --profile smoke       one notebook; -p name=value sets a parameter
+    python -m genreward.book gallery --profile laptop     figures/laptop/README.md, as `figures` does at its end
     python -m genreward.book list                         the table, in Markdown
     python -m genreward.book check                        the rules, one line a breach
     python -m genreward.book strip                        remove outputs and editors' metadata, in place
@@ -403,9 +404,64 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
             if problem:
                 failures += 1
                 print(problem, file=sys.stderr, flush=True)
+    write_gallery(chosen)
     print(f"book: {len(NOTEBOOKS) - failures} of {len(NOTEBOOKS)} notebooks in {time.monotonic() - start:.0f} s; "
-          f"figures/{chosen}/", flush=True)
+          f"figures/{chosen}/README.md shows them", flush=True)
     return failures
+
+
+def drawn(notebook: Notebook, profile: str | profiles.Profile) -> list[tuple[str, str]]:
+    """The figures and tables on disk that a notebook's saving cells name (whole, or the beginning of an f-string, or as
+    `name` for a cell further down), in order, each with the heading under which it is drawn."""
+    folder, found, heading = profiles.paths(profile).figures, {}, notebook.question
+    there = sorted(path.stem for path in folder.glob("[a-z]*") if path.suffix in (".svg", ".md"))
+    for cell in read(notebook.path).cells:
+        if cell.cell_type == "markdown":
+            heading = next((line.lstrip("# ") for line in reversed(cell.source.splitlines())
+                            if re.match(r"##+ ", line)), heading)
+        elif re.search(r"save_figure|write_table|\bname\b.* = ", cell.source):
+            words = [node for node in ast.walk(_parse(cell.source))
+                     if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+            for word in sorted(words, key=lambda node: (node.lineno, node.col_offset)):
+                for name in there:
+                    if name == word.value or (word.value.endswith("_") and name.startswith(word.value)):
+                        found.setdefault(name, heading)
+    return list(found.items())
+
+
+def gallery(profile: str | profiles.Profile) -> str:
+    """The page that shows what the book has drawn, in Markdown, as it lies at `figures/<profile>/README.md`: every
+    figure and table, notebook by notebook, with its files and, where it was saved with them, its rows."""
+    chosen = profiles.get_profile(profile)
+    folder = profiles.paths(chosen).figures
+    up = "../" * len(folder.relative_to(profiles.paths(chosen).root).parts)
+    lines = [f"# Every figure and table, {chosen.name} profile", "",
+             f"Drawn by `make figures PROFILE={chosen.name}` from the records in `results/{chosen.name}/`. Under a "
+             "figure of runs stand its *rows*: every value behind its points, with the file and line of the record "
+             "that holds it and the commit whose code made the run (`python -m genreward.trace` follows them).", ""]
+    for notebook in NOTEBOOKS.values():
+        shown, last = drawn(notebook, chosen), None
+        if shown:
+            link = f"[{notebook.name}]({up}notebooks/{notebook.name}.ipynb)"
+            lines += [f"## {notebook.question}", "", f"Notebook {link}; in the paper: {notebook.paper}.", ""]
+        for name, heading in shown:
+            if heading not in (last, notebook.question):
+                lines += [f"### {heading}", ""]
+            last = heading
+            ends = [end for end in (".svg", ".rows.csv", ".md", ".csv", ".tex") if (folder / f"{name}{end}").is_file()]
+            if ".svg" in ends:
+                lines += [f"![{name}]({name}.png)", ""]
+            words = {".rows.csv": "rows", ".md": "table"}
+            lines += [f"`{name}`: " + ", ".join(f"[{words.get(end, end[1:])}]({name}{end})" for end in ends), ""]
+    return "\n".join(lines)
+
+
+def write_gallery(profile: str | profiles.Profile) -> Path:
+    """Write `gallery` where it belongs; returns the file."""
+    path = profiles.paths(profile).figures / "README.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(gallery(profile), encoding="utf-8")
+    return path
 
 
 def table() -> str:
@@ -430,7 +486,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m genreward.book", description="run and check the notebooks")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, about in (("figures", "run every notebook"), ("run", "run one notebook")):
+    for command, about in (("figures", "run every notebook"), ("run", "run one notebook"),
+                           ("gallery", "write the page that shows every figure")):
         sub = commands.add_parser(command, help=about)
         if command == "figures":
             sub.add_argument("--jobs", type=int, help="notebooks at once (default: one a core, four at most)")
@@ -450,6 +507,8 @@ def main(arguments: list[str] | None = None) -> int:
         except NotebookError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
+    elif options.command == "gallery":
+        print(_short(write_gallery(options.profile)))
     elif options.command == "list":
         print(table())
     elif options.command == "strip":

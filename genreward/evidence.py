@@ -115,11 +115,12 @@ def standing(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
 
 def rows(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
     """The rows of the finished runs of an experiment or of several (`results.load`), up to the length that is asked
-    for, with `curve`, `variant` and `agent`; `method` is the run's own name of it."""
+    for, with `curve`, `variant`, `agent` and `line` (of the run's file); `method` is the run's own name of it."""
     declared, where = members(profile, name), profiles.paths(profile).runs
     finished = declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]]
     tables = [results.read_run(where / f"{run}.csv").assign(run=run) for run in finished["run"]]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*results.COLUMNS, "run"])
+    tables = [table.assign(line=range(2, len(table) + 2)) for table in tables]  # the first one is the head
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*results.COLUMNS, "run", "line"])
     table = table.drop(columns="method").merge(finished, on="run")
     return table[table["step"] <= table["wanted"]].drop(columns="wanted").reset_index(drop=True)
 

@@ -144,10 +144,11 @@ def _settle(fig: Figure) -> None:
         axes.set_in_layout(counts)  # setting a position takes axes out of what is measured for the figure's edges
 
 
-def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None, of: str = "seeds"
-                ) -> Path:
+def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int | None = None, of: str = "seeds",
+                rows: pd.DataFrame | None = None) -> Path:
     """Write `figures/<profile>/<name>.svg` and `.png`, stamped with profile, `n` `of` what and the results' commit.
 
+    rows: what its points are made of (`trace.rows`), written beside it as `<name>.rows.csv` where it is given.
     The same figure drawn from the same results gives the same bytes. Returns the SVG's path.
     """
     base = _target(name, profile)
@@ -162,6 +163,9 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
                     fig.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     finally:
         footer.remove()
+    if rows is not None:
+        with atomic_path(base.with_suffix(".rows.csv")) as temporary:
+            rows.to_csv(temporary, index=False, lineterminator="\n")
     return base.with_suffix(".svg")
 
 

@@ -1,6 +1,7 @@
 """The runner's promises (whole files, loud errors), the rules, and the book itself."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from genreward import book, profiles
+from genreward import book, profiles, trace
 from genreward.errors import InputError
 
 OPENING = "# Does it run?\n\nPaper: Eq. 1. Reads nothing, writes nothing. Minutes: 1."
@@ -241,6 +242,28 @@ def test_a_damaged_notebook_is_named(tmp_path, text):
 def test_the_books_notebooks_follow_the_rules(name):
     entry = book.NOTEBOOKS[name]
     assert book.check_notebook(entry.path, entry.question) == []
+
+
+def test_the_page_of_figures_shows_each_of_them_once_and_links_to_what_is_there():
+    folder = profiles.paths("laptop").figures
+    text = (folder / "README.md").read_text()
+    assert text == book.gallery("laptop")  # as the notebooks and the folder stand now
+    shown = re.findall(r"!\[(\w+)\]\((\w+)\.png\)", text)
+    assert sorted(name for name, _ in shown) == sorted(path.stem for path in folder.glob("*.svg"))
+    assert all(name == file for name, file in shown)
+    tables = re.findall(r"\[table\]\((\w+)\.md\)", text)
+    assert sorted(tables) == sorted(path.stem for path in folder.glob("[a-z]*.md"))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (folder / target).exists(), target
+    for name in trace.traced("laptop"):
+        assert f"`{name}`: [svg]({name}.svg), [rows]({name}.rows.csv)" in text
+    assert text.index("### Fig. 1: the idea") < text.index("fig1_idea") < text.index("cost_by_stage_bars")
+
+
+def test_the_page_of_an_empty_folder_shows_nothing(root):
+    text = book.gallery("smoke")
+    assert text.startswith("# Every figure and table, smoke profile") and "](" not in text
+    assert book.write_gallery("smoke") == root / "figures" / "smoke" / "README.md"
 
 
 def test_the_table_and_the_folder_hold_the_same_notebooks():
