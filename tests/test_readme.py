@@ -1,4 +1,5 @@
-"""The README holds what it promises: its code runs, its table is the book's, its commands and files exist."""
+"""README, and its long version beside the results, hold what they promise: code runs, numbers are those on record,
+tables are the book's, commands and files exist."""
 
 import re
 from pathlib import Path
@@ -28,9 +29,10 @@ from genreward.rewards import base
 from genreward.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT, LONG = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "results" / "README.md"))
+TEXT = SHORT + LONG  # a number may be told in either
 
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", SHORT, re.DOTALL)
 
 
 class Video:
@@ -271,8 +273,17 @@ def test_every_command_exists():
 
 
 def test_every_link_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for text, folder in ((SHORT, ROOT), (LONG, ROOT / "results")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_every_folder_of_results_is_told_of():
+    told = LONG.split("## Where it lies")[1]
+    for path in (ROOT / "results" / "laptop").iterdir():
+        assert f"`{path.name}/`" in told or f"`{path.name}`" in told or path.name == "generation.json", path.name
+    for path in (ROOT / "results").iterdir():
+        assert path.is_file() or f"`{path.name}/`" in LONG or path.name in ("smoke", "tiny"), path.name
 
 
 def test_its_measured_ratio_is_the_one_on_record():
