@@ -163,16 +163,19 @@ def default_parameters(path: str | os.PathLike) -> dict[str, Any]:
 
 def written_names(path: str | os.PathLike) -> tuple[str, ...]:
     """The names under which the notebook's cells call `save_figure` and `write_table`, in order."""
-    names = []
-    for _, cell in _code(read(path)):
-        for call in ast.walk(_parse(cell.source)):
-            if not isinstance(call, ast.Call):
-                continue
+    return tuple(dict.fromkeys(value.value for _, cell in _code(read(path)) for value in _saved_as(_parse(cell.source))
+                               if isinstance(value, ast.Constant)))
+
+
+def _saved_as(tree: ast.AST) -> list[ast.expr]:
+    """What the calls of `save_figure` and `write_table` are given as a name, in the order of the lines."""
+    given = []
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
             called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             if called in ("save_figure", "write_table"):
-                given = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "name")]
-                names += [value.value for value in given if isinstance(value, ast.Constant)]
-    return tuple(dict.fromkeys(names))
+                given += [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "name")]
+    return sorted(given, key=lambda value: (value.lineno, value.col_offset))
 
 
 def _parse(source: str) -> ast.Module:
@@ -404,45 +407,58 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
             if problem:
                 failures += 1
                 print(problem, file=sys.stderr, flush=True)
-    write_gallery(chosen)
-    print(f"book: {len(NOTEBOOKS) - failures} of {len(NOTEBOOKS)} notebooks in {time.monotonic() - start:.0f} s; "
-          f"figures/{chosen}/README.md shows them", flush=True)
+    page, done = _short(write_gallery(chosen)), len(NOTEBOOKS) - failures
+    print(f"book: {done} of {len(NOTEBOOKS)} notebooks in {time.monotonic() - start:.0f} s; {page} shows "
+          f"{'what is there, old or new' if failures else 'what they drew'}", flush=True)
     return failures
 
 
 def drawn(notebook: Notebook, profile: str | profiles.Profile) -> list[tuple[str, str]]:
-    """The figures and tables on disk that a notebook's saving cells name (whole, or the beginning of an f-string, or as
-    `name` for a cell further down), in order, each with the heading under which it is drawn."""
+    """The figures and tables on disk that a notebook's cells save, in order, each with the heading under which it is
+    drawn. A name that is put together (an f-string) stands for every file that begins and ends as it does; a variable
+    for the last text that it was set to."""
     folder, found, heading = profiles.paths(profile).figures, {}, notebook.question
-    there = sorted(path.stem for path in folder.glob("[a-z]*") if path.suffix in (".svg", ".md"))
+    there, known = sorted(path.stem for path in folder.glob("[a-z]*") if path.suffix in (".svg", ".md")), {}
     for cell in read(notebook.path).cells:
         if cell.cell_type == "markdown":
             heading = next((line.lstrip("# ") for line in reversed(cell.source.splitlines())
                             if re.match(r"##+ ", line)), heading)
-        elif re.search(r"save_figure|write_table|\bname\b.* = ", cell.source):
-            words = [node for node in ast.walk(_parse(cell.source))
-                     if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-            for word in sorted(words, key=lambda node: (node.lineno, node.col_offset)):
-                for name in there:
-                    if name == word.value or (word.value.endswith("_") and name.startswith(word.value)):
-                        found.setdefault(name, heading)
+            continue
+        tree = _parse(cell.source)
+        known |= _texts_of(tree)
+        for value in _saved_as(tree):
+            name = known.get(value.id) if isinstance(value, ast.Name) else value
+            pattern = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in
+                              (name.values if isinstance(name, ast.JoinedStr) else [name]) if part is not None)
+            found |= {one: heading for one in there if re.fullmatch(pattern, one) and one not in found}
     return list(found.items())
+
+
+def _texts_of(tree: ast.AST) -> dict[str, ast.expr]:
+    """The names that are set to a text, or to an f-string, alone or in a row (`a, b = "x", 1`), by the last setting."""
+    set_to = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            names, values = ((side.elts if isinstance(side, ast.Tuple) else [side])
+                             for side in (node.targets[0], node.value))
+            if len(names) == len(values):
+                set_to |= {name.id: value for name, value in zip(names, values, strict=True)
+                           if isinstance(name, ast.Name) and (isinstance(value, ast.JoinedStr) or (
+                               isinstance(value, ast.Constant) and isinstance(value.value, str)))}
+    return set_to
 
 
 def gallery(profile: str | profiles.Profile) -> str:
     """The page that shows what the book has drawn, in Markdown, as it lies at `figures/<profile>/README.md`: every
-    figure and table, notebook by notebook, with its files and, where it was saved with them, its rows."""
+    figure, and a link to every table, notebook by notebook, with the rows of those figures that were saved with them.
+    """
     chosen = profiles.get_profile(profile)
     folder = profiles.paths(chosen).figures
-    up = "../" * len(folder.relative_to(profiles.paths(chosen).root).parts)
-    lines = [f"# Every figure and table, {chosen.name} profile", "",
-             f"Drawn by `make figures PROFILE={chosen.name}` from the records in `results/{chosen.name}/`. Under a "
-             "figure of runs stand its *rows*: every value behind its points, with the file and line of the record "
-             "that holds it and the commit whose code made the run (`python -m genreward.trace` follows them).", ""]
+    lines = [f"# Every figure and table, {chosen.name} profile", ""]
     for notebook in NOTEBOOKS.values():
         shown, last = drawn(notebook, chosen), None
         if shown:
-            link = f"[{notebook.name}]({up}notebooks/{notebook.name}.ipynb)"
+            link = f"[{notebook.name}]({Path(os.path.relpath(notebook.path, folder)).as_posix()})"
             lines += [f"## {notebook.question}", "", f"Notebook {link}; in the paper: {notebook.paper}.", ""]
         for name, heading in shown:
             if heading not in (last, notebook.question):
@@ -453,7 +469,12 @@ def gallery(profile: str | profiles.Profile) -> str:
                 lines += [f"![{name}]({name}.png)", ""]
             words = {".rows.csv": "rows", ".md": "table"}
             lines += [f"`{name}`: " + ", ".join(f"[{words.get(end, end[1:])}]({name}{end})" for end in ends), ""]
-    return "\n".join(lines)
+    told = f"Nothing is drawn yet: make figures PROFILE={chosen.name}" if not lines[2:] else (
+        f"Drawn by `make figures PROFILE={chosen.name}` from the records in `results/{chosen.name}/`. With a figure of "
+        "learning curves or final returns lie its *rows*: the evaluations behind its curves and means, with the file "
+        "and line of the record that holds each and the commit whose code made the run (`python -m genreward.trace` "
+        "follows them).")
+    return "\n".join([*lines[:2], told, "", *lines[2:]])
 
 
 def write_gallery(profile: str | profiles.Profile) -> Path:
@@ -508,7 +529,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
             return 1
     elif options.command == "gallery":
-        print(_short(write_gallery(options.profile)))
+        print(write_gallery(options.profile))
     elif options.command == "list":
         print(table())
     elif options.command == "strip":

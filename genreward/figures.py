@@ -163,8 +163,11 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
                     fig.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     finally:
         footer.remove()
-    if rows is not None:
-        with atomic_path(base.with_suffix(".rows.csv")) as temporary:
+    beside = base.with_suffix(".rows.csv")
+    if rows is None:
+        beside.unlink(missing_ok=True)  # of an earlier figure of that name
+    else:
+        with atomic_path(beside) as temporary:
             rows.to_csv(temporary, index=False, lineterminator="\n")
     return base.with_suffix(".svg")
 
@@ -269,7 +272,7 @@ def film_strip(rows: Mapping[str, np.ndarray] | Sequence[np.ndarray] | np.ndarra
 def learning_curves(table: pd.DataFrame, metric: str, tasks: Iterable[str] | None = None,
                     methods: Iterable[str] | None = None, lines: Mapping[str, Any] | None = None,
                     ylabel: str | None = None, columns: int = 3) -> Figure:
-    """A metric against environment steps, one panel a task, one curve a method: mean over seeds, 95% bootstrap
+    """A metric against environment steps, one panel a task, one curve a method: mean over seeds, Student's 95%
     interval shaded, the number of seeds in the legend (a range where it differs between panels).
 
     table: rows of `results.load`; `tasks`, `methods`: which, in that order (default: all). `lines`: reference name
@@ -297,7 +300,7 @@ def learning_curves(table: pd.DataFrame, metric: str, tasks: Iterable[str] | Non
             if rows.empty:
                 continue
             seeds[method].add(rows["seed"].nunique())
-            curve = pd.DataFrame({step: results.bootstrap_ci(at["value"])._asdict()
+            curve = pd.DataFrame({step: results.mean_interval(at["value"])._asdict()
                                   for step, at in rows.groupby("step")}).T
             tone = colour(method)
             axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2.5, linewidth=1.3)

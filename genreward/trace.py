@@ -1,8 +1,9 @@
 """From a point of a figure to the rows that it is made of, and from a row to the run that wrote it.
 
-Beside `evidence` (`... results -> evidence, trace -> figures -> book`). A figure of runs is saved with the rows behind
-it, `figures/<profile>/<name>.rows.csv`: one a seed and step, with its value, the file and line where it stands and the
-commit whose code made the run. Figures that are drawn from one artefact (a film, a goal video) have none.
+After `evidence`, beside `claims` (`... would_pay -> evidence -> trace -> book`). A figure of learning curves or of
+final returns is saved with the evaluations behind its curves and means, `figures/<profile>/<name>.rows.csv`: one a seed
+and step, with its value, the file and line where it stands and the commit whose code made the run. (Its yardsticks,
+random actions and the expert, stand in `results/<profile>/references/`.) Other figures have none.
 
     python -m genreward.trace --profile laptop                        # which figures have rows; do the records agree?
     python -m genreward.trace easy_task_again --profile laptop        # its points: mean, interval, n
@@ -68,26 +69,44 @@ def behind(figure: str, profile: str | Profile) -> pd.DataFrame:
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
     """The points that rows make: task, curve, step, metric, value, low, high (mean over seeds and Student's 95%
-    interval), n."""
+    interval, whether the figure draws it or not), n."""
     return pd.DataFrame([{**dict(zip(POINT, point, strict=True)), **results.mean_interval(of["value"])._asdict()}
                          for point, of in table.groupby(list(POINT), sort=False)],
                         columns=[*POINT, "value", "low", "high", "n"])
 
 
 def changed(table: pd.DataFrame, profile: str | Profile) -> list[str]:
-    """Each of a figure's rows that its record does not hold any more, in words; empty where all of them stand."""
+    """Each of a figure's rows that its record does not hold any more (task, seed, step, metric, value; the run's
+    commit), in words; empty where all of them stand. Which curve a row belongs to is what the figure says of it."""
     problems, root = [], profiles.paths(profile).root
     for file, of in table.groupby("file", sort=False):
         path = root / file
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         for row in of.itertuples():
             there = lines[row.line - 1].split(",") if row.line <= len(lines) else []
-            kept = dict(zip(results.COLUMNS, there, strict=False))
-            told = {"task": row.task, "seed": str(row.seed), "step": str(row.step), "metric": row.metric}
-            if {name: kept.get(name) for name in told} != told or float(kept["value"]) != row.value:
+            told = [row.task, str(row.seed), str(row.step), row.metric]
+            if there[2:6] != told or not _same(there[6:], row.value):
                 problems.append(f"{file}:{row.line} holds {','.join(there) or 'nothing'}, where the figure has "
-                                f"{row.value!r} ({', '.join(told.values())})")
+                                f"{row.value!r} ({', '.join(told)})")
+        made, known = _made(path), sorted(set(of["commit"]))
+        if lines and known != [commit := str(made.get("commit", ""))[:12]]:
+            problems.append(f"{file} is of a run that commit {commit or '?'} made, where the figure has "
+                            f"{', '.join(known) or '?'}")
     return problems
+
+
+def _same(text: Sequence[str], value: float) -> bool:
+    """Whether the end of a record's line, split at its commas, is this value and nothing else."""
+    try:
+        return len(text) == 1 and float(text[0]) == value
+    except ValueError:
+        return False
+
+
+def _made(path: Path) -> dict:
+    """The provenance beside a file of rows; empty where there is none."""
+    beside = path.with_suffix(".json")
+    return files.read_json(beside) if beside.is_file() else {}
 
 
 def check(profile: str | Profile, figure: str | None = None) -> dict[str, list[str]]:
@@ -98,19 +117,27 @@ def check(profile: str | Profile, figure: str | None = None) -> dict[str, list[s
 # --- the command line -------------------------------------------------------------------------------------------------
 
 def _chosen(table: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
-    """The rows of the task, curve, step and metric that are asked for; one that the figure has not is an InputError."""
+    """The rows of the task, curve, step and metric that are asked for. Of a name its beginning is enough where only one
+    begins so (curves are called by more than the legend says where nothing else is in the figure); one that the figure
+    has not, or several have, is an InputError."""
     for name in POINT:
-        wanted = getattr(options, name)
-        if wanted is not None:
-            if wanted not in set(table[name]):
-                raise unknown(f"{name} of this figure:", wanted, table[name].unique())
-            table = table[table[name] == wanted]
+        wanted, known = getattr(options, name), table[name].unique().tolist()
+        if wanted is None:
+            continue
+        begins = [one for one in known if isinstance(one, str) and one.startswith(str(wanted))]
+        meant = [wanted] if wanted in known else begins
+        if len(meant) != 1:
+            raise InputError(f"{name} {wanted!r} is {'several' if meant else 'none'} of this figure's; valid: "
+                             f"{', '.join(map(repr, meant or known))}")
+        table = table[table[name] == meant[0]]
     return table
 
 
 def _of_run(file: str, profile: str | Profile) -> str:
     """What is on record of the run that wrote a file of rows."""
-    kept = files.read_json((profiles.paths(profile).root / file).with_suffix(".json"))
+    kept = _made(profiles.paths(profile).root / file)
+    if not kept:
+        return f"{Path(file).stem}: no provenance on record"
     where = kept.get("processor") or kept.get("platform", "")
     return (f"{Path(file).stem}: commit {str(kept.get('commit', ''))[:12]}, {kept.get('steps', 0):,} steps in "
             f"{kept.get('seconds', 0):,.0f} s on {kept.get('device', '?')}{f' ({where})' if where else ''}")

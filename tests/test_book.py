@@ -263,7 +263,32 @@ def test_the_page_of_figures_shows_each_of_them_once_and_links_to_what_is_there(
 def test_the_page_of_an_empty_folder_shows_nothing(root):
     text = book.gallery("smoke")
     assert text.startswith("# Every figure and table, smoke profile") and "](" not in text
+    assert "Nothing is drawn yet: make figures PROFILE=smoke" in text
     assert book.write_gallery("smoke") == root / "figures" / "smoke" / "README.md"
+
+
+def test_a_figure_stands_under_the_heading_of_the_cell_that_saves_it(shelf, root):
+    content = new_notebook(cells=[
+        new_markdown_cell(OPENING), new_code_cell("print('other')\nname, rules = 'set_before', 3"),
+        new_markdown_cell("## One\n\nProse."),
+        new_code_cell("figures.write_table(t, 'table', profile)\nfigures.save_figure(fig, 'plain', 'x', of='other')"),
+        new_markdown_cell("## Two\n\n### Two and a half\n\nProse."),
+        new_code_cell("for suite in 'xy':\n    name = f'kind_{suite}'\n    figures.save_figure(fig, name, profile)"),
+        new_markdown_cell("No heading."),
+        new_code_cell("name = 'set_here'\nfigures.save_figure(fig, name, profile)\nsave_figure(g, not_known, profile)"),
+        new_markdown_cell("## Three"),
+        new_code_cell("figures.save_figure(fig, 'plain', profile)\nfigures.save_figure(fig, 'not_drawn', profile)")])
+    shelf(content)
+    folder = profiles.paths("smoke").figures
+    folder.mkdir(parents=True)
+    for name in ("plain.svg", "table.md", "kind_x.svg", "kind_y.svg", "set_here.svg", "set_before.svg", "other.svg"):
+        (folder / name).touch()
+    assert book.drawn(book.NOTEBOOKS["00_trial"], "smoke") == [
+        ("table", "One"), ("plain", "One"), ("kind_x", "Two and a half"), ("kind_y", "Two and a half"),
+        ("set_here", "Two and a half")]
+    page = book.gallery("smoke")
+    assert "](../../notebooks/00_trial.ipynb)" in page and page.count("### Two and a half") == 1
+    assert [line for line in page.splitlines() if line.startswith("`table`")] == ["`table`: [table](table.md)"]
 
 
 def test_the_table_and_the_folder_hold_the_same_notebooks():

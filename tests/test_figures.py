@@ -215,6 +215,10 @@ def test_curves_show_means_intervals_and_the_number_of_seeds():
     dense = next(line for line in panels["reach"].lines if line.get_color() == figures.colour("dense"))
     assert dense.get_xdata().tolist() == [0, 100, 200]
     assert np.allclose(dense.get_ydata(), [1, 201, 401])  # seeds add 0, 1 and 2
+    band = panels["reach"].collections[0].get_paths()[0].vertices
+    half = 4.303 / np.sqrt(3)  # Student's t of two degrees of freedom; three values 1 apart
+    assert np.allclose([band[band[:, 0] == 200, 1].min(), band[band[:, 0] == 200, 1].max()], [401 - half, 401 + half],
+                       atol=1e-3)
     assert len(panels["reach"].collections) == 1  # one seed gives no interval: only dense is shaded
     assert len(panels["push"].lines) == len(panels["reach"].lines) + 1  # the random policy is known for push alone
     legend = [text.get_text() for text in fig.legends[0].get_texts()]

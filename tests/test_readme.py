@@ -1,6 +1,7 @@
 """README, and its long version beside the results, hold what they promise: code runs, numbers are those on record,
 tables are the book's, commands and files exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -227,6 +228,14 @@ def test_what_it_tells_of_bin_picking_is_on_record():
             f"{evidence.number(beyond.loc[ours, 'random'])} ({evidence.gained(beyond.loc[ours])})") in TEXT
 
 
+def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
+    ends = evidence.summary("laptop", "fig5").set_index(["task", "curve"]).loc["pick-place"]
+    told = [f"{ends.loc[figures.label(method), 'value']:.2f} ({words}, n={ends.loc[figures.label(method), 'n']})"
+            for method, words in (("dense", "dense"), ("genreward_sound", "sound beside dense"),
+                                  ("roboclip", "RoboCLIP beside dense"))]
+    assert f"after 51,200 steps {told[0]}, {told[1]} and {told[2]}." in TEXT
+
+
 def test_what_it_tells_of_door_open_and_button_press_is_on_record():
     ends = evidence.summary("laptop", "easy").set_index(["task", "curve"])
     beyond = evidence.beyond_random("laptop", "easy").set_index(["task", "curve"])
@@ -276,6 +285,25 @@ def test_every_link_leads_somewhere():
     for text, folder in ((SHORT, ROOT), (LONG, ROOT / "results")):
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_no_line_of_prose_is_too_long_to_read():
+    for text in (SHORT, LONG):
+        prose = [line for line in text.splitlines() if not line.startswith(("|", "![")) and "](" not in line]
+        assert max(map(len, prose)) <= 125, max(prose, key=len)
+
+
+def test_no_module_imports_one_that_its_layout_has_further_along():
+    order = re.search(r"in the order `(.*?)`", " ".join(SHORT.split())).group(1).split(" -> ")
+    assert order[0] == "tasks" and order[-1] == "book" and len(order) > 12
+    for place, name in enumerate(order):
+        paths = [ROOT / "genreward" / f"{name}.py", *(ROOT / "genreward" / name).glob("*.py")]
+        text = "\n".join(path.read_text() for path in paths if path.is_file())
+        assert text, name
+        ours = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
+        imported = {node.module for node in ours} | {alias.name for node in ours if not node.module
+                                                     for alias in node.names}
+        assert not imported & set(order[place + 1:]), (name, imported & set(order[place + 1:]))
 
 
 def test_every_folder_of_results_is_told_of():

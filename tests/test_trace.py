@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from genreward import evidence, experiments, figures, profiles, results, trace
+from genreward import evidence, experiments, figures, files, profiles, results, trace
 from genreward.errors import InputError
 from genreward.experiments import Arm, Experiment
 
@@ -91,8 +91,23 @@ def test_a_figure_keeps_its_rows_and_a_changed_record_is_named(tiny):
     lines = whole.splitlines()
     path.write_text("\n".join([lines[0], *lines[2:]]))  # a line is gone: all below it moved
     assert len(trace.check("tiny")["mine"]) == 3
+    for cut in (f",{row['value']}", str(row["value"])):  # cut short before the value, within the line
+        path.write_text(whole.replace(cut, ""))
+        (problem,) = trace.check("tiny")["mine"]
+        assert f"{row['file']}:{row['line']} holds" in problem
+    path.write_text(whole)
+    beside = path.with_suffix(".json")
+    files.write_json(beside, files.read_json(beside) | {"commit": "fedcba9876543210"})
+    (problem,) = trace.check("tiny")["mine"]
+    assert "of a run that commit fedcba987654 made, where the figure has 0123456789ab" in problem
     path.unlink()
+    beside.unlink()
     assert [problem.count("holds nothing") for problem in trace.check("tiny")["mine"]] == [1, 1, 1]
+
+    fig = pyplot.figure()
+    figures.save_figure(fig, "mine", "tiny")  # drawn again without its rows
+    pyplot.close(fig)
+    assert trace.traced("tiny") == {}
 
 
 def test_its_command_tells_a_points_rows_and_what_is_wrong(tiny, capsys):
@@ -107,28 +122,55 @@ def test_its_command_tells_a_points_rows_and_what_is_wrong(tiny, capsys):
     told = capsys.readouterr().out
     assert "reach, Sparse reward, step 768, return: 108" in told and "(n=2)" in told
     assert "-sparse-s1.csv:9" in told and "-sparse-s1: commit 0123456789ab, 768 steps in 3 s" in told
+    assert trace.main(["mine", "--profile", "tiny", "--curve", "Spar"]) == 0  # only one begins so
+    assert "Dense" not in capsys.readouterr().out
     for given, why in ((["other"], "unknown figure with rows 'other'; valid: mine"),
-                       (["mine", "--curve", "Spars"], "unknown curve of this figure: 'Spars'; valid: Dense reward"),
-                       (["mine", "--step", "7"], "unknown step of this figure: 7; valid: 256, 512, 768")):
+                       (["mine", "--curve", "arse"],
+                        "curve 'arse' is none of this figure's; valid: 'Sparse reward', 'Dense reward'"),
+                       (["mine", "--curve", ""], "curve '' is several of this figure's; valid: 'Sparse reward', 'Den"),
+                       (["mine", "--step", "7"], "step 7 is none of this figure's; valid: 256, 512, 768")):
         with pytest.raises(InputError, match=why):
             trace.main([*given, "--profile", "tiny"])
     path = next(profiles.paths("tiny").runs.glob("*sparse-s0.csv"))
     path.write_text(path.read_text().replace("103.1", "104.1"))
     assert trace.main(["mine", "--profile", "tiny", "--task", "reach"]) == 1
     assert "where the figure has 103.1" in capsys.readouterr().out
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    assert trace.main(["mine", "--profile", "tiny", "--curve", "Sparse reward"]) == 1
+    told = capsys.readouterr().out
+    assert f"{path.stem}: no provenance on record" in told and "holds nothing" in told
     (tiny / "figures" / "tiny" / "mine.rows.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="not the rows of a figure"):
         trace.main(["mine", "--profile", "tiny"])
 
 
+COMMITTED = {
+    "fig5_main_results": "fig5", "easy_tasks": "easy", "easy_task_again": ["again", "longer"],
+    "fig5_from_pictures": "pixels", "fig7_sparse_reward": "fig7", "learning_curves_return": "base",
+    "learning_curves_success": "base", "reward_shares": "base", "fig9_parts": "fig9", "fig9_weights": "fig9",
+    "fig9_easy": "fig9_easy", "fig10_goal_sources": "fig10", "fig10_easy": "fig10_easy",
+    "fig10_sources_without_learning": "zero_shot", "fig10_every_frame": "every_frame"}
+METRICS = {"learning_curves_success": "success", "reward_shares": "share_"}
+
+
 def test_every_committed_figure_of_runs_stands_on_its_records():
     found = trace.check("laptop")
-    assert {"fig5_main_results", "fig7_sparse_reward", "fig9_easy", "fig10_easy", "easy_tasks"} <= set(found)
-    assert not any(found.values()), found
-    for name in found:
-        assert (ROOT / "figures" / "laptop" / f"{name}.svg").is_file()
+    assert set(found) == set(COMMITTED) and not any(found.values()), found
     ends = trace.points(trace.behind("fig9_easy", "laptop")).set_index("curve")  # by another way: the table beside it
     table = pd.read_csv(ROOT / "figures" / "laptop" / "fig9_easy_returns.csv").set_index("curve")
     table = table[table["n"] > 0]
     assert ends["value"].to_dict() == pytest.approx(table["value"].to_dict())
     assert ends["n"].to_dict() == table["n"].to_dict()
+
+
+@pytest.mark.parametrize("figure", COMMITTED)
+def test_a_committed_figure_has_all_the_rows_that_there_are(figure):
+    """Runs that were added, and curves that were named otherwise, since it was drawn would show."""
+    last = figure.startswith(("fig9", "fig10", "reward_shares"))
+    wanted = trace.rows("laptop", COMMITTED[figure], METRICS.get(figure, "return"), last)
+    if figure == "fig9_parts":
+        wanted = wanted[~wanted["curve"].str.contains(" = ")]
+    if figure == "fig10_sources_without_learning":
+        wanted["curve"] = wanted["curve"].replace(evidence.ZERO_SHOT, "pi_z, goal frame as always")
+    pd.testing.assert_frame_equal(trace.behind(figure, "laptop"), wanted.reset_index(drop=True), check_dtype=False)
