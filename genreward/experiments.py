@@ -37,7 +37,7 @@ from typing import Any, TextIO
 import joblib
 import torch
 
-from . import errors, files, locks, profiles, results, training
+from . import errors, files, locks, profiles, results, rounding, training
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .execution import EXECUTORS, OnProgress, execute, one_thread, read_status, span
@@ -600,12 +600,14 @@ def _first_difference(a: Any, b: Any, name: str = "") -> str:
 def repeat(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING, pick: int | None = None,
            seed: int = 0) -> list[dict[str, Any]]:
     """Make finished runs again from nothing, whole, and compare every number but the seconds with the record, which is
-    not touched. On the machine and libraries that made them they come out bit for bit; others may round otherwise.
+    not touched. With the libraries and vector instructions that made them they come out bit for bit, where need be
+    rounded as by another maker's processor (`rounding`); elsewhere sums may be rounded otherwise.
 
     pick: so many of them, drawn at random by `seed` (None: all). Runs that read something that is not here (a clone
     has no weights that were left out of it) are left out. InputError where no run is left, or fewer than `pick`.
 
-    One line a run: run, numbers (how many were compared), same, why (what differs first, else "").
+    One line a run: run, numbers (how many were compared), same, why (what differs first, else ""), rounded_as (whose
+    processor's rounding it took, "" for that of this one).
     """
     if pick is not None and pick < 1:
         raise InputError(f"pick must be at least 1, got {pick}")
@@ -616,15 +618,40 @@ def repeat(profile: str | Profile, only: Sequence[str] | None = None, part: Part
     lines = []
     for run in runs if pick is None else random.Random(seed).sample(runs, pick):
         print(f"{run.run_id}: made again from nothing", flush=True)
-        numbers, why = _compared(run)
-        lines.append({"run": run.run_id, "numbers": numbers, "same": not why, "why": why})
-        print(f"  {f'differs: {why}' if why else f'the same, all {numbers} numbers'}", flush=True)
+        numbers, why, maker = _repeated(run)
+        lines.append({"run": run.run_id, "numbers": numbers, "same": not why, "why": why, "rounded_as": maker})
+        print(f"  {f'differs: {why}' if why else f'the same, all {numbers} numbers'}"
+              + (f" (rounded as by {WHOSE[maker]} processor)" if maker else ""), flush=True)
     return lines
 
 
-def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
+WHOSE = {"intel": "Intel's", "other": "another maker's"}
+
+
+def _repeated(run: Run) -> tuple[int, str, str]:
+    """`_compared` for the whole run, rounded as its record says that it was; where the record names no processor, as
+    this one rounds or else the other maker's, whichever gives the numbers of the first evaluation. And whose rounding
+    that was, "" for this processor's own."""
+    kept = files.read_json(profiles.paths(run.profile).runs / f"{run.run_id}.json")
+    here, there = rounding.own(), kept.get("rounded_as") or rounding.of(kept.get("processor"))
+    if here is None or there == here:
+        return *_compared(run), ""
+    if there is not None:
+        return *_compared(run, maker=there), there
+    begun = None
+    for maker in (here, *(maker for maker in rounding.MAKERS if maker != here)):
+        numbers, why = _compared(run, whole=run.agent == "zero_shot", maker=maker)
+        begun = begun or (numbers, why, "")  # what is told where neither gives them: this processor's
+        if not why:
+            whole = (numbers, why) if run.agent == "zero_shot" else _compared(run, maker=maker)
+            return *whole, maker if maker != here else ""
+    return begun
+
+
+def _compared(run: Run, whole: bool = True, maker: str | None = None) -> tuple[int, str]:
     """How many of a run's numbers were compared when it was made again (the whole of it, or up to its first
-    evaluation), and what is not as on record: "" where all is, else the numbers of the first step with a difference."""
+    evaluation), and what is not as on record: "" where all is, else the numbers of the first step with a difference.
+    maker: whose processor's rounding to take (`rounding.MAKERS`), in a process of its own; None: this one's."""
     profile = training.check_run(run)
     path = profiles.paths(profile).runs / f"{run.run_id}.csv"
     kept = results.read_run(path)
@@ -632,7 +659,11 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
     one_thread()
     with _beside(again, profile) as (folder, _):
-        made = results.read_run(training.train_agent(again, progress=False, folder=folder))
+        if maker in (None, rounding.own()):
+            _make_here(again, folder)
+        else:
+            _make_rounded(maker, again, folder)
+        made = results.read_run(folder / f"{again.run_id}.csv")
     old, new = ({(row.step, row.metric): row.value for row in table.itertuples()
                  if row.step <= until and row.metric != "seconds"} for table in (kept, made))
     other = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -642,6 +673,30 @@ def _compared(run: Run, whole: bool = True) -> tuple[int, str]:
     if why and there != here:
         why += f" (made on {there or 'a processor that the record does not name'}; here: {here})"
     return len(old), why
+
+
+_ROUNDED = """
+import json, sys
+from pathlib import Path
+from genreward import rounding
+rounding.as_if(sys.argv[3])
+from genreward import training
+given = json.loads(sys.argv[1])
+run = training.Run(**{**given, "changes": tuple((name, value) for name, value in given["changes"])})
+training.train_agent(run, progress=False, folder=Path(sys.argv[2]))
+"""
+
+
+def _make_rounded(maker: str, run: Run, folder: Path) -> None:
+    """Make the run rounded as by another maker's processor, in a process of its own; InputError where that fails."""
+    package = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", _ROUNDED, json.dumps(asdict(run)), folder, maker], cwd=package,
+                          capture_output=True, text=True, check=False,
+                          env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(package),
+                               "GENREWARD_ROOT": str(profiles.paths(run.profile).root.resolve())})
+    if done.returncode:
+        raise InputError(f"{run.run_id} cannot be made rounded as by {WHOSE[maker]} processor: "
+                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import rounding
 from .errors import InputError, cli
 from .files import atomic_path, read_json, write_json
 
@@ -227,7 +228,8 @@ def _git(*command: str) -> str:
 
 def provenance(seconds: float | None = None, device: str | None = None, **more: Any) -> dict[str, Any]:
     """Where a number comes from: commit, versions, device, processor, operating system, seconds, and whatever else is
-    given (digests, configuration). Neither a host's name nor a path of the machine is in it."""
+    given (digests, configuration); where MKL was told of another maker's processor, `rounded_as` (see `rounding`).
+    Neither a host's name nor a path of the machine is in it."""
     head, dirty = commit()
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -237,7 +239,7 @@ def provenance(seconds: float | None = None, device: str | None = None, **more: 
             continue
     return {"commit": head, "dirty": dirty, "versions": versions, "device": device or device_name(),
             "platform": f"{platform.system()} {platform.machine()}", "processor": processor(), "seconds": seconds,
-            **more}
+            **({"rounded_as": rounding.taken()} if rounding.taken() else {}), **more}
 
 
 @functools.lru_cache(maxsize=1)

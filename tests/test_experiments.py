@@ -572,7 +572,7 @@ def test_the_first_difference_of_two_states():
     assert experiments._first_difference({"a": [1]}, {"a": [1, 2]}).startswith("a: ")
 
 
-def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_alone(tiny, capsys):
+def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_alone(tiny, capsys, monkeypatch):
     runs = experiments.grid("tiny", ["base"])
     for run in runs[:3]:
         training.train_agent(run, progress=False)
@@ -593,12 +593,50 @@ def test_runs_made_again_from_nothing_are_compared_whole_and_leave_the_records_a
     assert not other["same"] and other["why"].startswith("return at step 64: ") and "step 96" not in other["why"]
     assert "made on" not in other["why"]  # it says that it was made here
     assert "differs: return at step 64" in capsys.readouterr().out
+    monkeypatch.setattr(experiments.rounding, "own", lambda: None)  # no MKL that could round as another processor
     for said, expected in (("Z80, AVX9", "Z80, AVX9"), (None, "a processor that the record does not name")):
         files.write_json(profiles.paths("tiny").runs / f"{runs[0].run_id}.json",
                          {**kept_of(runs[0]), "processor": said})
         (other,) = experiments.repeat("tiny", ["base"], experiments.Part(methods=[runs[0].method],
                                                                          seeds=[runs[0].seed]))
         assert other["why"].endswith(f" (made on {expected}; here: {results.processor()})")
+
+
+@pytest.mark.parametrize(("said", "right", "tries"), [
+    ({"processor": "Intel(R) Xeon(R), AVX512"}, "intel", ["whole intel"]),
+    ({"processor": "AMD EPYC, AVX512"}, "other", ["whole here"]),
+    ({"processor": "AMD EPYC, AVX512", "rounded_as": "intel"}, "intel", ["whole intel"]),
+    ({}, "other", ["begun here", "whole here"]),
+    ({}, "intel", ["begun here", "begun intel", "whole intel"]),
+    ({}, "neither", ["begun here", "begun intel"]),
+    ({"processor": "Intel(R) Xeon(R), AVX2"}, "neither", ["whole intel"]),
+])
+def test_a_run_is_made_again_rounded_as_its_record_was(tiny, monkeypatch, capsys, said, right, tries):
+    """On a processor that is not Intel's; `right` is the rounding that gives the record's numbers."""
+    run, seen = run_of(), []
+    training.train_agent(run, progress=False)
+    path = profiles.paths("tiny").runs / f"{run.run_id}.json"
+    kept = {name: value for name, value in files.read_json(path).items() if name != "processor"}
+    files.write_json(path, {**kept, **said})
+    train = training.train_agent
+
+    def made(maker, again, folder):
+        seen.append(f"{'whole' if again.steps == training.total_steps(run, profiles.get_profile('tiny')) else 'begun'} "
+                    f"{maker}")
+        table = results.read_run(train(again, progress=False, folder=folder))
+        if maker.replace("here", "other") != right:  # other sums: other numbers
+            table.loc[table["metric"] == "return", "value"] += 1e-6
+            results.write_run(folder, again.run_id, table.to_dict("records"), {"steps": 1})
+
+    monkeypatch.setattr(experiments.rounding, "own", lambda: "other")
+    monkeypatch.setattr(experiments, "_make_here", lambda again, folder: made("here", again, folder))
+    monkeypatch.setattr(experiments, "_make_rounded", made)
+    (line,) = experiments.repeat("tiny", ["base"])
+    assert seen == tries and line["same"] == (right != "neither")
+    assert line["rounded_as"] == ("intel" if "whole intel" in tries else "")
+    told = capsys.readouterr().out
+    assert ("(rounded as by Intel's processor)" in told) == (line["rounded_as"] == "intel")
+    assert ("the same, all" in told) == line["same"] and ("differs: return" in told) != line["same"]
 
 
 def test_a_run_made_again_has_one_thread_as_the_grid_gave_it(tiny, monkeypatch):
@@ -616,7 +654,7 @@ def test_a_run_made_again_has_one_thread_as_the_grid_gave_it(tiny, monkeypatch):
 
 
 def test_a_draw_of_runs_is_the_same_for_a_seed_and_never_more_than_there_are(tiny, monkeypatch):
-    monkeypatch.setattr(experiments, "_compared", lambda run: (1, ""))
+    monkeypatch.setattr(experiments, "_repeated", lambda run: (1, "", ""))
     for run in experiments.grid("tiny", ["base"]):
         record(run)
     draws = [[line["run"] for line in experiments.repeat("tiny", ["base"], pick=2, seed=seed)] for seed in (0, 0, 1, 2)]
