@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from genreward import (
@@ -234,6 +235,17 @@ def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
             for method, words in (("dense", "dense"), ("genreward_sound", "sound beside dense"),
                                   ("roboclip", "RoboCLIP beside dense"))]
     assert f"after 51,200 steps {told[0]}, {told[1]} and {told[2]}." in TEXT
+    shorter = pd.concat([evidence.summary("laptop", name) for name in ("tableB", "tableC")]).drop_duplicates("curve")
+    shorter = shorter[shorter["n"] > 0].set_index("curve")
+    goals = [evidence.SOURCE_NAMES[name] for name in ("teleport", "random_frame")]
+    told = [f"{shorter.loc[name, 'value']:.2f}" for name in (*map(figures.label, ("dense", "genreward_sound")), *goals)]
+    assert set(shorter["n"]) == {3} and set(shorter["steps"]) == {30_720} and not shorter["success"].any()
+    assert (f"after 30,720 steps {told[0]} (dense), {told[1]} (sound beside it), {told[2]} (a real video in which the "
+            f"object teleports, Table B), {told[3]} (goal frame at random, Table C), n=3 each, no difference shown."
+            ) in TEXT
+    apart = pd.concat([evidence.contrasts("laptop", name, control) for name in ("tableB", "tableC")
+                       for control in (None, figures.label("genreward_sound"))])
+    assert ((apart["low"] < 0) & (apart["high"] > 0)).all()
 
 
 def test_what_it_tells_of_door_open_and_button_press_is_on_record():
