@@ -3,9 +3,10 @@
 PyTorch's matrix products are Intel MKL's. MKL asks the processor who made it, and takes other code for another maker,
 with sums in another order: a run that was made on an Intel machine comes out otherwise on an AMD one, though code,
 libraries and vector instructions are the same. `as_if` answers that question in the processor's place, for this
-process. Records that an Intel machine with AVX-512 made then come out bit for bit on an AMD machine with AVX-512, which
-is how `experiments repeat` tells a run that cannot be made again from one that was rounded elsewhere. Below `results`
-in the flow, which says in every provenance how sums were rounded; nothing that trains uses it by itself.
+process. Agents that learn from states then come out bit for bit on an AMD machine with AVX-512 as they did on a host
+whose processor their records do not name (README tells how many were tried); what encodes pictures, in bfloat16, does
+not. `experiments repeat` asks for it; nothing that trains does by itself. Below `results` in the flow, which says in a
+provenance if sums were rounded so.
 """
 
 from __future__ import annotations
