@@ -248,6 +248,21 @@ def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
     assert ((apart["low"] < 0) & (apart["high"] > 0)).all()
 
 
+def test_what_it_tells_of_walker_walk_is_on_record():
+    ends = evidence.summary("laptop", "tableA").set_index(["task", "curve"]).loc["walker-walk"]
+    name = figures.label("genreward_sound")
+    dense, ours = ends.loc[figures.label("dense")], ends.loc[name]
+    assert (f"30,000 steps: {evidence.ranged(dense)} under the dense reward (n={dense['n']}), {evidence.ranged(ours)} "
+            f"with the repaired reward beside it (n={ours['n']})") in TEXT
+    arms = evidence.summary("laptop", "tableD").set_index("curve")
+    apart = evidence.contrasts("laptop", "tableD", "F without the action").set_index("curve")
+    beyond = evidence.beyond_random("laptop", "tableD")
+    assert set(arms["n"]) == {3} and (beyond["high"] < 0).all() and apart.loc[name, "low"] < 0 < apart.loc[name, "high"]
+    assert (f"{evidence.ranged(arms.loc[name])} with the action in $F$, {evidence.ranged(arms.drop(name).iloc[0])} "
+            f"without it (3 seeds each), no difference shown ({evidence.gained(apart.loc[name])}), both below random "
+            f"actions' {evidence.number(beyond['random'].iloc[0])}") in TEXT
+
+
 def test_what_it_tells_of_door_open_and_button_press_is_on_record():
     ends = evidence.summary("laptop", "easy").set_index(["task", "curve"])
     beyond = evidence.beyond_random("laptop", "easy").set_index(["task", "curve"])
