@@ -118,8 +118,8 @@ def rows(profile: str | Profile, name: str | Sequence[str]) -> pd.DataFrame:
     for, with `curve`, `variant`, `agent` and `line` (of the run's file); `method` is the run's own name of it."""
     declared, where = members(profile, name), profiles.paths(profile).runs
     finished = declared.loc[declared["done"], ["run", "method", "variant", "picture", "curve", "agent", "wanted"]]
-    tables = [results.read_run(where / f"{run}.csv").assign(run=run) for run in finished["run"]]
-    tables = [table.assign(line=range(2, len(table) + 2)) for table in tables]  # the first one is the head
+    tables = [results.read_run(where / f"{run}.csv").assign(run=run, line=lambda table: table.index + 2)
+              for run in finished["run"]]  # the first line is the head
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*results.COLUMNS, "run", "line"])
     table = table.drop(columns="method").merge(finished, on="run")
     return table[table["step"] <= table["wanted"]].drop(columns="wanted").reset_index(drop=True)
@@ -303,6 +303,12 @@ def beyond_random(profile: str | Profile, name: str) -> pd.DataFrame:
             lines.append({"task": task, "curve": curve, **comparison.difference(of["value"], episodes)._asdict(),
                           "random": float(episodes.mean())})
     return pd.DataFrame(lines, columns=["task", "curve", *Interval._fields, "random"])
+
+
+def beyond_sentences(profile: str | Profile, name: str) -> list[str]:
+    """`beyond_random` in words, a line a curve; none where it has none."""
+    return [f"{row.curve}: {gained(row)} above random actions' {number(row.random)} (n={row.n})"
+            for row in beyond_random(profile, name).itertuples()]
 
 
 def with_references(found: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:

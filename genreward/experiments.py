@@ -513,16 +513,36 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     return lines
 
 
-_WITH_OTHER_CODE = """
+_GIVEN = """
 import json, sys
 from pathlib import Path
 from genreward import files, training
-given, folder, code = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+given, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 run = training.Run(**{**given, "changes": tuple((name, value) for name, value in given["changes"])})
+"""
+_WITH_OTHER_CODE = _GIVEN + """
+code = json.loads(sys.argv[3])
 here = training.identity(run, training.check_run(run))["code"]
 files.write_json(folder / "code.json", here)
 here == code and training.train_agent(run, progress=False, folder=folder)
 """
+_ROUNDED = """
+import sys
+from genreward import rounding
+rounding.as_if(sys.argv[3])  # before anything else can have summed
+""" + _GIVEN + """
+training.train_agent(run, progress=False, folder=folder)
+"""
+
+
+def _apart(script: str, package: Path, run: Run, folder: Path, given: str) -> str:
+    """Run one of the scripts above with the code in `package`, in a process of its own with one thread and this
+    project's files. Returns "" or, where it failed, its last words."""
+    done = subprocess.run([sys.executable, "-c", script, json.dumps(asdict(run)), folder, given], cwd=package,
+                          capture_output=True, text=True, check=False,
+                          env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(package.resolve()),
+                               "GENREWARD_ROOT": str(profiles.paths(run.profile).root.resolve())})
+    return (done.stderr.strip().splitlines() or ["no word"])[-1] if done.returncode else ""
 
 
 def _compared_codes(run: Run, code: dict[str, str], old: Path, steps: int | None) -> tuple[int, str]:
@@ -566,18 +586,18 @@ def _make_here(run: Run, folder: Path) -> None:
 def _make_with(old: Path, code: dict[str, str], named: str, run: Run, folder: Path) -> None:
     """Make the run with the code in `old`, in a process of its own; InputError where that is not the `code` of the
     record `named`, or fails."""
-    root = str(profiles.paths(run.profile).root.resolve())
-    done = subprocess.run([sys.executable, "-c", _WITH_OTHER_CODE, json.dumps(asdict(run)), folder, json.dumps(code)],
-                          cwd=old, capture_output=True, text=True, check=False,
-                          env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(old.resolve()),
-                               "GENREWARD_ROOT": root})
-    place = folder / "code.json"
+    failed, place = _apart(_WITH_OTHER_CODE, old, run, folder, json.dumps(code)), folder / "code.json"
     theirs = files.read_json(place) if place.is_file() else code
     if other := sorted(name for name in code.keys() | theirs.keys() if code.get(name) != theirs.get(name)):
         raise InputError(f"{old} is not the code that made {named}: {', '.join(other)} differ")
-    if done.returncode:
-        raise InputError(f"{named} cannot be made with the code in {old}: "
-                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    if failed:
+        raise InputError(f"{named} cannot be made with the code in {old}: {failed}")
+
+
+def _make_rounded(maker: str, run: Run, folder: Path) -> None:
+    """Make the run rounded as by another maker's processor, in a process of its own; InputError where that fails."""
+    if failed := _apart(_ROUNDED, Path(__file__).resolve().parent.parent, run, folder, maker):
+        raise InputError(f"{run.run_id} cannot be made rounded as by {WHOSE[maker]} processor: {failed}")
 
 
 _NOT_COMPARED = ("identity", "rows", "seconds", "earlier_code")  # the code's digests and what a clock measured
@@ -639,12 +659,12 @@ def _repeated(run: Run) -> tuple[int, str, str]:
     if there is not None:
         return *_compared(run, maker=there), there
     begun = None
-    for maker in (here, *(maker for maker in rounding.MAKERS if maker != here)):
-        numbers, why = _compared(run, whole=run.agent == "zero_shot", maker=maker)
+    for maker in (None, *(maker for maker in rounding.MAKERS if maker != here)):
+        numbers, why = _compared(run, whole=False, maker=maker)
         begun = begun or (numbers, why, "")  # what is told where neither gives them: this processor's
         if not why:
-            whole = (numbers, why) if run.agent == "zero_shot" else _compared(run, maker=maker)
-            return *whole, maker if maker != here else ""
+            whole = (numbers, why) if run.agent == "zero_shot" else _compared(run, maker=maker)  # one evaluation is all
+            return *whole, maker or ""
     return begun
 
 
@@ -659,7 +679,7 @@ def _compared(run: Run, whole: bool = True, maker: str | None = None) -> tuple[i
     again = replace(run, experiment="vouch", steps=None if run.agent == "zero_shot" else until)
     one_thread()
     with _beside(again, profile) as (folder, _):
-        if maker in (None, rounding.own()):
+        if maker is None:
             _make_here(again, folder)
         else:
             _make_rounded(maker, again, folder)
@@ -673,30 +693,6 @@ def _compared(run: Run, whole: bool = True, maker: str | None = None) -> tuple[i
     if why and there != here:
         why += f" (made on {there or 'a processor that the record does not name'}; here: {here})"
     return len(old), why
-
-
-_ROUNDED = """
-import json, sys
-from pathlib import Path
-from genreward import rounding
-rounding.as_if(sys.argv[3])
-from genreward import training
-given = json.loads(sys.argv[1])
-run = training.Run(**{**given, "changes": tuple((name, value) for name, value in given["changes"])})
-training.train_agent(run, progress=False, folder=Path(sys.argv[2]))
-"""
-
-
-def _make_rounded(maker: str, run: Run, folder: Path) -> None:
-    """Make the run rounded as by another maker's processor, in a process of its own; InputError where that fails."""
-    package = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-c", _ROUNDED, json.dumps(asdict(run)), folder, maker], cwd=package,
-                          capture_output=True, text=True, check=False,
-                          env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(package),
-                               "GENREWARD_ROOT": str(profiles.paths(run.profile).root.resolve())})
-    if done.returncode:
-        raise InputError(f"{run.run_id} cannot be made rounded as by {WHOSE[maker]} processor: "
-                         f"{(done.stderr.strip().splitlines() or ['no word'])[-1]}")
 
 
 def main() -> None:

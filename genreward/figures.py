@@ -28,6 +28,7 @@ from .errors import InputError
 from .files import atomic_path
 from .trajectory import check_frames, uniform_indices
 
+ROWS = ".rows.csv"  # how the file of the rows behind a figure ends
 # Okabe and Ito's colour-blind-safe colours for what is compared most, darker and lighter relatives for the rest.
 METHOD_COLOURS: dict[str, str] = {
     "dense": "#000000",
@@ -163,7 +164,7 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
                     fig.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     finally:
         footer.remove()
-    beside = base.with_suffix(".rows.csv")
+    beside = base.with_suffix(ROWS)
     if rows is None:
         beside.unlink(missing_ok=True)  # of an earlier figure of that name
     else:

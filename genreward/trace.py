@@ -18,13 +18,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import evidence, files, profiles, results
+from . import evidence, figures, files, profiles, results
 from .errors import InputError, cli, unknown
 from .profiles import Profile
 
 COLUMNS = ("task", "curve", "seed", "step", "metric", "value", "file", "line", "commit")
 POINT = ("task", "curve", "step", "metric")
-SUFFIX = ".rows.csv"
 
 
 # --- behind a figure --------------------------------------------------------------------------------------------------
@@ -40,10 +39,9 @@ def rows(profile: str | Profile, names: str | Sequence[str], metric: str = "retu
     table = table[of] if len(table) else table
     if last and len(table):
         table = table[table["step"] == table.groupby("run")["step"].transform("max")]
-    made = {run: files.read_json(where.runs / f"{run}.json").get("commit", "") for run in table["run"].unique()}
     folder = where.runs.relative_to(where.root).as_posix()
-    table = table.assign(file=[f"{folder}/{run}.csv" for run in table["run"]],
-                         commit=[str(made[run])[:12] for run in table["run"]])
+    commits = {run: _commit(_made(where.runs / f"{run}.csv")) for run in table["run"].unique()}
+    table = table.assign(file=[f"{folder}/{run}.csv" for run in table["run"]], commit=table["run"].map(commits))
     return table.loc[:, list(COLUMNS)].reset_index(drop=True)
 
 
@@ -52,7 +50,7 @@ def rows(profile: str | Profile, names: str | Sequence[str], metric: str = "retu
 def traced(profile: str | Profile) -> dict[str, Path]:
     """The figures that were saved with their rows: name -> file."""
     folder = profiles.paths(profile).figures
-    return {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+    return {path.name.removesuffix(figures.ROWS): path for path in sorted(folder.glob(f"[!.]*{figures.ROWS}"))}
 
 
 def behind(figure: str, profile: str | Profile) -> pd.DataFrame:
@@ -88,8 +86,8 @@ def changed(table: pd.DataFrame, profile: str | Profile) -> list[str]:
             if there[2:6] != told or not _same(there[6:], row.value):
                 problems.append(f"{file}:{row.line} holds {','.join(there) or 'nothing'}, where the figure has "
                                 f"{row.value!r} ({', '.join(told)})")
-        made, known = _made(path), sorted(set(of["commit"]))
-        if lines and known != [commit := str(made.get("commit", ""))[:12]]:
+        commit, known = _commit(_made(path)), sorted(set(of["commit"]))
+        if lines and known != [commit]:
             problems.append(f"{file} is of a run that commit {commit or '?'} made, where the figure has "
                             f"{', '.join(known) or '?'}")
     return problems
@@ -109,9 +107,13 @@ def _made(path: Path) -> dict:
     return files.read_json(beside) if beside.is_file() else {}
 
 
-def check(profile: str | Profile, figure: str | None = None) -> dict[str, list[str]]:
-    """What `changed` says of each figure that has rows, or of one."""
-    return {name: changed(behind(name, profile), profile) for name in ([figure] if figure else traced(profile))}
+def _commit(made: dict) -> str:
+    return str(made.get("commit", ""))[:12]
+
+
+def check(profile: str | Profile) -> dict[str, list[str]]:
+    """What `changed` says of each figure that has rows."""
+    return {name: changed(behind(name, profile), profile) for name in traced(profile)}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def _of_run(file: str, profile: str | Profile) -> str:
     if not kept:
         return f"{Path(file).stem}: no provenance on record"
     where = kept.get("processor") or kept.get("platform", "")
-    return (f"{Path(file).stem}: commit {str(kept.get('commit', ''))[:12]}, {kept.get('steps', 0):,} steps in "
+    return (f"{Path(file).stem}: commit {_commit(kept)}, {kept.get('steps', 0):,} steps in "
             f"{kept.get('seconds', 0):,.0f} s on {kept.get('device', '?')}{f' ({where})' if where else ''}")
 
 
@@ -152,18 +154,17 @@ def main(arguments: list[str] | None = None) -> int:
     for name, kind in (("task", str), ("curve", str), ("step", int), ("metric", str)):
         parser.add_argument(f"--{name}", type=kind)
     options = parser.parse_args(arguments)
+    asked = traced(options.profile) if options.figure is None else [options.figure]
+    tables = {name: behind(name, options.profile) for name in asked}
+    found = {name: changed(table, options.profile) for name, table in tables.items()}
     if options.figure is None:
-        found = check(options.profile)
-        for name, problems in found.items():
-            table = behind(name, options.profile)
+        for name, table in tables.items():
             print(f"{name}: {len(points(table))} points of {len(table)} rows of {table['file'].nunique()} runs; "
-                  + ("every row stands in its record" if not problems else f"{len(problems)} rows do not"))
-        if not found:
+                  + ("every row stands in its record" if not found[name] else f"{len(found[name])} rows do not"))
+        if not tables:
             print(f"no figure with rows yet; make figures PROFILE={profiles.get_profile(options.profile).name}")
     else:
-        table = behind(options.figure, options.profile)
-        chosen = _chosen(table, options)
-        found = {options.figure: changed(table, options.profile)}
+        chosen = _chosen(tables[options.figure], options)
         for point in points(chosen).itertuples():
             print(f"{point.task}, {point.curve}, step {point.step:,}, {point.metric}: {evidence.ranged(point)} "
                   f"(n={point.n})")

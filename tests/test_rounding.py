@@ -24,7 +24,6 @@ print(json.dumps({"before": before, "own": rounding.own(), "taken": rounding.tak
                   "kept": results.provenance().get("rounded_as")}))
 """
 HERE = rounding.own()
-needs_mkl = pytest.mark.skipif(HERE is None, reason="this PyTorch has no MKL that can be asked")
 
 
 def sums(maker):
@@ -33,11 +32,14 @@ def sums(maker):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@needs_mkl
 def test_what_mkl_is_told_it_believes_and_the_provenance_says_so():
     plain = sums("-")
     assert plain["own"] == HERE and plain["taken"] is None and plain["kept"] is None
     for maker in rounding.MAKERS:
+        if HERE is None:  # a PyTorch without MKL: there is nobody to tell
+            with pytest.raises(InputError, match="no MKL that can be told"):
+                rounding.as_if(maker)
+            continue
         told = sums(maker)
         assert told["before"] == [HERE, None]
         assert (told["own"], told["taken"], told["kept"]) == (maker, maker, maker)
@@ -46,9 +48,9 @@ def test_what_mkl_is_told_it_believes_and_the_provenance_says_so():
         assert np.allclose(told["product"], plain["product"], atol=1e-4)  # the same sums, whoever rounds
 
 
-@needs_mkl
 def test_this_process_was_told_nothing():
-    assert rounding.own() == HERE == rounding.of(results.processor()) and rounding.taken() is None
+    expected = rounding.of(results.processor()) if rounding._library() is not None else None
+    assert rounding.own() == HERE == expected and rounding.taken() is None
 
 
 def test_the_maker_of_a_processor_by_its_name():
