@@ -21,6 +21,7 @@ from .results import Interval
 from .training import METHODS, Run
 
 AGENT_NAMES = {"sac": "SAC", "dreamer": "DreamerV3", "zero_shot": "F and B's own policy, evaluated"}
+PICTURES = "+observation-pixels"  # the variant of a run whose agent sees pictures
 TRAINING_STAGES = {"vae": "video model: VAE", "pretrain": "video model: transformer", "finetune": "video model: LoRA"}
 
 
@@ -213,8 +214,9 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
 
 def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
     """The paper's Table E from our runs: agent, task, method (its variant added), n, steps, seconds_per_step (mean over
-    seeds), lowest, highest. Only runs of the longest length of their kind count: a shorter one is unfinished, or
-    finished for another figure."""
+    seeds), lowest, highest, times_sparse: to those of the same agent on the same task, seeing the same (states or
+    pictures), under the sparse reward, NaN where that is not on record. Only runs of the longest length of their kind
+    count: a shorter one is unfinished, or finished for another figure."""
     lines = []
     for kept in results.load_provenance(profiles.paths(profile).runs).values():
         run = kept.get("identity", {}).get("run")
@@ -226,9 +228,12 @@ def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=[*kinds, "steps", "seconds_per_step"])
     table = table[table["steps"] == table.groupby(kinds)["steps"].transform("max")]
     taken = table.groupby(kinds)["seconds_per_step"]
-    return taken.agg(n="size", seconds_per_step="mean", lowest="min", highest="max").join(
-        table.groupby(kinds)["steps"].first()).reset_index()[
-        [*kinds, "n", "steps", "seconds_per_step", "lowest", "highest"]]
+    times = taken.agg(n="size", seconds_per_step="mean", lowest="min", highest="max").join(
+        table.groupby(kinds)["steps"].first())
+    base = [(agent, task, f"sparse{PICTURES if method.endswith(PICTURES) else ''}")
+            for agent, task, method in times.index]
+    times["times_sparse"] = times["seconds_per_step"] / times["seconds_per_step"].reindex(base).to_numpy()
+    return times.reset_index()[[*kinds, "n", "steps", "seconds_per_step", "lowest", "highest", "times_sparse"]]
 
 
 def seconds_each(function: Callable[[], Any], repeats: int = 5) -> float:

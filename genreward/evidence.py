@@ -786,7 +786,7 @@ def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
         one = row.goal.removeprefix("frame ").removeprefix("imagined, ").removeprefix("goal frame ")
         side = (1, -1)[number % 2]  # neighbours write on different sides
         sent.annotate(one, (row.progress, row.pi_z), xytext=(0, 5 * side), textcoords="offset points",
-                      rotation=55 * side, rotation_mode="anchor", va="bottom" if side > 0 else "top", fontsize=6.5)
+                      rotation=55 * side, rotation_mode="anchor", va="center_baseline", ha="left", fontsize=6.5)
     for axis, title in ((paid, "agents paid toward it"), (sent, "$\\pi_z$ sent toward it")):
         axis.axvline(0, color="0.8", linewidth=0.8)
         axis.set_title(title)
