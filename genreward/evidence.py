@@ -791,7 +791,7 @@ def foreseen_figure(found: pd.DataFrame, width: float = 7.2) -> Figure:
         axis.axvline(0, color="0.8", linewidth=0.8)
         axis.set_title(title)
         axis.set_xlabel("rank correlation of r_FB with progress", fontsize=8)
-        axis.margins(x=0.2, y=0.3)  # for the names
+        axis.margins(x=0.22, y=0.42)  # for the names
         if not axis.lines[1:]:
             axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
     paid.set_ylabel("dense return")
