@@ -452,6 +452,28 @@ def test_nor_for_it(tiny, monkeypatch):
     assert finding().verdict == claims.REPRODUCED
 
 
+def test_a_claim_about_distracted_tasks_is_asked_of_them_too(tiny, monkeypatch):
+    seen = (("distraction", "all-easy-dynamic"),)
+    mixed = Experiment("easy", "", "", ("reach",), (Arm("sparse"), Arm("genreward_sound"), Arm("sparse", seen),
+                                                    Arm("genreward_sound", seen)))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": mixed})
+
+    def fill_seen(method, values):
+        for run, value in zip([run for run in mixed.runs("tiny") if run.method == method and run.variant], values,
+                              strict=True):
+            record(run, [0.0, 0.0, value])
+
+    fill("reach", "sparse", [1.0, 1.1, 0.9])
+    fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
+    assert finding().verdict == claims.OPEN and "distracted" not in finding().numbers  # the other half is not there yet
+    fill_seen("sparse", [4.0, 4.1, 3.9])
+    fill_seen("genreward_sound", [6.0, 6.1, 5.9])
+    assert finding().verdict == claims.REPRODUCED
+    assert "+8 [" in finding().numbers and "distracted (all-easy-dynamic): +2 [" in finding().numbers
+    fill_seen("genreward_sound", [4.0, 4.2, 3.9])
+    assert finding().verdict == claims.NOT
+
+
 def test_both_parts_are_needed_only_where_the_whole_beats_either_half(tiny, monkeypatch):
     halves = Experiment("fig9_easy", "", "", ("reach",), (Arm("sparse"), Arm("genreward_sound"), *(
         Arm("genreward_sound", ((f"reward.sound_{part}", 0.0),)) for part in ("alpha", "beta"))))

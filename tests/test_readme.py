@@ -254,6 +254,17 @@ def test_what_it_tells_of_walker_walk_is_on_record():
     dense, ours = ends.loc[figures.label("dense")], ends.loc[name]
     assert (f"30,000 steps: {evidence.ranged(dense)} under the dense reward (n={dense['n']}), {evidence.ranged(ours)} "
             f"with the repaired reward beside it (n={ours['n']})") in TEXT
+    gains = evidence.contrasts("laptop", "tableA").set_index("curve").drop(columns="task")
+    beyond = evidence.beyond_random("laptop", "tableA").set_index("curve")
+    moved = [f"{figures.label(method)}, distracted (all-easy-dynamic)" for method in ("dense", "genreward_sound")]
+    assert evidence.verdict(gains.loc[name]) == evidence.verdict(gains.loc[moved[1]]) == "open"
+    assert (f"no difference between the two is shown ({evidence.gained(gains.loc[name])}), and the latter ends below "
+            f"random actions' {evidence.number(beyond.loc[name, 'random'])} ({evidence.gained(beyond.loc[name])})"
+            ) in TEXT and beyond.loc[name, "high"] < 0
+    assert (f"{evidence.ranged(ends.loc[moved[0]])} and {evidence.ranged(ends.loc[moved[1]])} (n=3 each), no difference "
+            f"shown ({evidence.gained(gains.loc[moved[1]])}; Table A)") in TEXT and ends.loc[moved, "n"].eq(3).all()
+    pay = evidence.paid("laptop", "tableA").set_index(["curve", "term"]).loc[(name, "frame")]
+    assert f"{pay['share']:.0%} of whose pay is for that frame (three seeds)" in TEXT and pay["n"] == 3
     arms = evidence.summary("laptop", "tableD").set_index("curve")
     apart = evidence.contrasts("laptop", "tableD", "F without the action").set_index("curve")
     beyond = evidence.beyond_random("laptop", "tableD")
