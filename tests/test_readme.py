@@ -243,7 +243,12 @@ def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
     assert (f"after 30,720 steps {told[0]} (dense), {told[1]} (sound beside it), {told[2]} (a real video in which the "
             f"object teleports, Table B), {told[3]} (goal frame at random, Table C), n=3 each, no difference shown."
             ) in TEXT
-    apart = pd.concat([evidence.contrasts("laptop", name, control) for name in ("tableB", "tableC")
+    halves = evidence.summary("laptop", "fig9").set_index("curve").loc[
+        ["without the video-level reward", "without the FB reward"]]
+    assert set(halves["n"]) == {3} and not halves["success"].any()
+    assert (f"{halves['value'].iloc[0]:.2f} without the video-level one, {halves['value'].iloc[1]:.2f} without the "
+            "frame-level one (Fig. 9, n=3 each, no difference to the whole shown)") in TEXT
+    apart = pd.concat([evidence.contrasts("laptop", name, control) for name in ("tableB", "tableC", "fig9")
                        for control in (None, figures.label("genreward_sound"))])
     assert ((apart["low"] < 0) & (apart["high"] > 0)).all()
 
