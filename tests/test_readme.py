@@ -196,6 +196,8 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
+            f"On push it is $\\pi_z$, which never succeeds either, that would be paid {said('push', usual, alone)}, "
+            f"the expert {said('push', usual, expert)}.",
             f"would be paid {said('reach', usual, expert)}, three agents are paid {said('reach', usual, own)}.",
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
@@ -206,6 +208,8 @@ def test_what_it_tells_of_others_pay_is_on_record():
     assert (n, above, success) == (3, "", 0) and expert in below
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
+    assert at.loc[("push", usual, alone), "low"] > at.loc[("push", usual, expert), "high"]
+    assert at.loc[("push", usual, alone), "success"] == 0 and shown("push", usual)[:2] == [3, ""]
     assert shown("door-open", usual)[1] == "" and shown("reach", usual) == [3, expert, figures.label("random"), 0]
     assert shown(drawer, camera)[1] == alone and shown(drawer, camera)[3] == 0
     assert at.loc[(drawer, camera, alone), "success"] == at.loc[(drawer, camera, expert), "success"] == 1
@@ -266,8 +270,9 @@ def test_what_it_tells_of_walker_walk_is_on_record():
     assert (f"no difference between the two is shown ({evidence.gained(gains.loc[name])}), and the latter ends below "
             f"random actions' {evidence.number(beyond.loc[name, 'random'])} ({evidence.gained(beyond.loc[name])})"
             ) in TEXT and beyond.loc[name, "high"] < 0
-    assert (f"{evidence.ranged(ends.loc[moved[0]])} and {evidence.ranged(ends.loc[moved[1]])} (n=3 each), no difference "
-            f"shown ({evidence.gained(gains.loc[moved[1]])}; Table A)") in TEXT and ends.loc[moved, "n"].eq(3).all()
+    assert ends.loc[moved, "n"].eq(3).all()
+    assert (f"{evidence.ranged(ends.loc[moved[0]])} and {evidence.ranged(ends.loc[moved[1]])} (n=3 each), no "
+            f"difference shown ({evidence.gained(gains.loc[moved[1]])}; Table A)") in TEXT
     pay = evidence.paid("laptop", "tableA").set_index(["curve", "term"]).loc[(name, "frame")]
     assert f"{pay['share']:.0%} of whose pay is for that frame (three seeds)" in TEXT and pay["n"] == 3
     arms = evidence.summary("laptop", "tableD").set_index("curve")
@@ -279,15 +284,20 @@ def test_what_it_tells_of_walker_walk_is_on_record():
             f"actions' {evidence.number(beyond['random'].iloc[0])}") in TEXT
 
 
-def test_what_it_tells_of_door_open_and_button_press_is_on_record():
+def test_what_it_tells_of_door_open_button_press_and_push_is_on_record():
     ends = evidence.summary("laptop", "easy").set_index(["task", "curve"])
     beyond = evidence.beyond_random("laptop", "easy").set_index(["task", "curve"])
     ours, alone, dense = map(figures.label, ("genreward_sound", "sparse", "dense"))
-    for task in ("door-open", "button-press"):
+    for task in ("door-open", "button-press", "push"):
         assert ends.loc[[(task, alone), (task, dense)], "n"].tolist() == [3, 3]
         of = evidence.rows("laptop", "easy")
         of = of[(of["task"] == task) & (of["metric"] == "success") & of["method"].isin(("sparse", "dense"))]
         assert len(of) == 36 and not of["value"].any()
+    gain = evidence.contrasts("laptop", "easy").set_index(["task", "curve"]).loc[("push", ours)]
+    pushed = evidence.rows("laptop", "easy").query("task == 'push' and metric == 'success'")
+    assert gain["n"] == 3 and evidence.verdict(gain) == "open" and not pushed["value"].any()
+    said = f"Nor is it on push ({evidence.gained(gain)}, three seeds), where no agent succeeds"
+    assert said in " ".join(TEXT.split())
     assert beyond.loc[[("door-open", alone), ("door-open", dense)], "low"].min() > 0
     assert beyond.loc[("door-open", ours), "high"] < 0
     assert " ".join(TEXT.split()).count(evidence.gained(beyond.loc[("door-open", ours)])) == 2
