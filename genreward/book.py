@@ -450,7 +450,7 @@ def _texts_of(tree: ast.AST) -> dict[str, ast.expr]:
 
 def gallery(profile: str | profiles.Profile) -> str:
     """The page that shows what the book has drawn, in Markdown, as it lies at `figures/<profile>/README.md`: every
-    figure, and a link to every table, notebook by notebook, with the rows of those figures that were saved with them.
+    figure, and a link to every table, notebook by notebook, with the rows of those that were saved with them.
     """
     chosen = profiles.get_profile(profile)
     folder = profiles.paths(chosen).figures
@@ -464,16 +464,16 @@ def gallery(profile: str | profiles.Profile) -> str:
             if heading not in (last, notebook.question):
                 lines += [f"### {heading}", ""]
             last = heading
-            ends = [end for end in (".svg", ".rows.csv", ".md", ".csv", ".tex") if (folder / f"{name}{end}").is_file()]
+            ends = [end for end in (".svg", ".md", ".csv", ".tex", ".rows.csv") if (folder / f"{name}{end}").is_file()]
             if ".svg" in ends:
                 lines += [f"![{name}]({name}.png)", ""]
             words = {".rows.csv": "rows", ".md": "table"}
             lines += [f"`{name}`: " + ", ".join(f"[{words.get(end, end[1:])}]({name}{end})" for end in ends), ""]
     told = f"Nothing is drawn yet: make figures PROFILE={chosen.name}" if not lines[2:] else (
-        f"Drawn by `make figures PROFILE={chosen.name}` from the records in `results/{chosen.name}/`. With a figure of "
-        "learning curves or final returns lie its *rows*: the evaluations behind its curves and means, with the file "
-        "and line of the record that holds each and the commit whose code made the run (`python -m genreward.trace` "
-        "follows them).")
+        f"Drawn by `make figures PROFILE={chosen.name}` from the records in `results/{chosen.name}/`. With a figure or "
+        "table of numbers on record lie its *rows*: what its points and means are made of (of learning curves the "
+        "evaluations), with the file and line of the record that holds each and the commit whose code made it (`python "
+        "-m genreward.trace` follows them). A table of final returns is made of its figure's last rows.")
     return "\n".join([*lines[:2], told, "", *lines[2:]])
 
 

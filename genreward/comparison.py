@@ -212,21 +212,28 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
     return table.assign(share=table["seconds"] / table["seconds"].sum() if len(table) else [])
 
 
+def timed_runs(profile: str | profiles.Profile) -> pd.DataFrame:
+    """The runs that `training_time` counts: run, agent, task, method (its variant added), steps, seconds."""
+    lines = []
+    for name, kept in results.load_provenance(profiles.paths(profile).runs).items():
+        run = kept.get("identity", {}).get("run")
+        if run and kept.get("steps") and kept.get("seconds"):
+            variant = Run(run["task"], run["method"], changes=tuple(run.get("changes", {}).items())).variant
+            lines.append({"run": name, "agent": run["agent"], "task": run["task"], "method": run["method"] + variant,
+                          "steps": kept["steps"], "seconds": kept["seconds"]})
+    table = pd.DataFrame(lines, columns=["run", "agent", "task", "method", "steps", "seconds"])
+    longest = table["steps"] == table.groupby(["agent", "task", "method"])["steps"].transform("max")
+    return table[longest].reset_index(drop=True)
+
+
 def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
     """The paper's Table E from our runs: agent, task, method (its variant added), n, steps, seconds_per_step (mean over
     seeds), lowest, highest, times_sparse: to those of the same agent on the same task, seeing the same (states or
     pictures), under the sparse reward, NaN where that is not on record. Only runs of the longest length of their kind
     count: a shorter one is unfinished, or finished for another figure."""
-    lines = []
-    for kept in results.load_provenance(profiles.paths(profile).runs).values():
-        run = kept.get("identity", {}).get("run")
-        if run and kept.get("steps") and kept.get("seconds"):
-            variant = Run(run["task"], run["method"], changes=tuple(run.get("changes", {}).items())).variant
-            lines.append({"agent": run["agent"], "task": run["task"], "method": run["method"] + variant,
-                          "steps": kept["steps"], "seconds_per_step": kept["seconds"] / kept["steps"]})
     kinds = ["agent", "task", "method"]
-    table = pd.DataFrame(lines, columns=[*kinds, "steps", "seconds_per_step"])
-    table = table[table["steps"] == table.groupby(kinds)["steps"].transform("max")]
+    table = timed_runs(profile)
+    table = table.assign(seconds_per_step=table["seconds"] / table["steps"])
     taken = table.groupby(kinds)["seconds_per_step"]
     times = taken.agg(n="size", seconds_per_step="mean", lowest="min", highest="max").join(
         table.groupby(kinds)["steps"].first())

@@ -164,13 +164,18 @@ def save_figure(fig: Figure, name: str, profile: str | profiles.Profile, n: int 
                     fig.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     finally:
         footer.remove()
+    _keep_rows(base, rows)
+    return base.with_suffix(".svg")
+
+
+def _keep_rows(base: Path, rows: pd.DataFrame | None) -> None:
+    """Write the rows behind what is called so; without any, those of an earlier one of that name go."""
     beside = base.with_suffix(ROWS)
     if rows is None:
-        beside.unlink(missing_ok=True)  # of an earlier figure of that name
+        beside.unlink(missing_ok=True)
     else:
         with atomic_path(beside) as temporary:
             rows.to_csv(temporary, index=False, lineterminator="\n")
-    return base.with_suffix(".svg")
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -189,10 +194,13 @@ def _tex(text: str) -> str:
 
 
 def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n: int | None = None,
-                digits: int = 4) -> Path:
+                digits: int = 4, rows: pd.DataFrame | None = None) -> Path:
     """Write a table as `.csv` (full precision), `.md` and `.tex` (`digits` significant digits) under
     `figures/<profile>/`, the last two stamped like a figure. Returns the Markdown's path. A table without rows says
-    "none on record" under its heads (and has heads only as `.csv`); one without columns is an InputError."""
+    "none on record" under its heads (and has heads only as `.csv`); one without columns is an InputError.
+
+    rows: as of `save_figure`; where a figure has the table's name, the figure is saved with them.
+    """
     base = _target(name, profile)
     if not len(df.columns):
         raise InputError(f"table {name}: no columns")
@@ -213,6 +221,8 @@ def write_table(df: pd.DataFrame, name: str, profile: str | profiles.Profile, n:
            *(" & ".join(map(_tex, row)) + r" \\" for row in lines), r"\bottomrule", r"\end{tabular}"]
     with atomic_path(base.with_suffix(".tex")) as temporary:
         temporary.write_text("\n".join(tex) + "\n", encoding="utf-8")
+    if rows is not None or not base.with_suffix(".svg").is_file():
+        _keep_rows(base, rows)
     return base.with_suffix(".md")
 
 

@@ -1,9 +1,10 @@
 """From a point of a figure to the rows that it is made of, and from a row to the run that wrote it.
 
-After `evidence`, beside `claims` (`... would_pay -> evidence -> trace -> book`). A figure of learning curves or of
-final returns is saved with the evaluations behind its curves and means, `figures/<profile>/<name>.rows.csv`: one a seed
-and step, with its value, the file and line where it stands and the commit whose code made the run. (Its yardsticks,
-random actions and the expert, stand in `results/<profile>/references/`.) Other figures have none.
+After `evidence`, beside `claims` (`... would_pay -> evidence -> trace -> book`). A figure or table of numbers on
+record is saved with the rows that it is made of, `figures/<profile>/<name>.rows.csv`: behind learning curves and final
+returns an evaluation each, else whatever the record holds, with its value, the file and line where it stands and the
+commit whose code made it. (Yardsticks, random actions and the expert, stand in `results/<profile>/references/`.)
+Figures of pictures, of what a notebook works out as it runs and of raw scores have none.
 
     python -m genreward.trace --profile laptop                        # which figures have rows; do the records agree?
     python -m genreward.trace easy_task_again --profile laptop        # its points: mean, interval, n
@@ -13,17 +14,24 @@ random actions and the expert, stand in `results/<profile>/references/`.) Other 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from . import evidence, figures, files, profiles, results
+from . import comparison, evidence, figures, files, profiles, results, study
+from . import would_pay as asked
 from .errors import InputError, cli, unknown
 from .profiles import Profile
 
 COLUMNS = ("task", "curve", "seed", "step", "metric", "value", "file", "line", "commit")
 POINT = ("task", "curve", "step", "metric")
+TOLD = {"task": "task", "seed": "seed", "start": "seed", "step": "step", "metric": "metric"}
+"""A record's columns by which a row is known -> ours."""
+SECONDS = "seconds"
 
 
 # --- behind a figure --------------------------------------------------------------------------------------------------
@@ -39,9 +47,92 @@ def rows(profile: str | Profile, names: str | Sequence[str], metric: str = "retu
     table = table[of] if len(table) else table
     if last and len(table):
         table = table[table["step"] == table.groupby("run")["step"].transform("max")]
-    folder = where.runs.relative_to(where.root).as_posix()
-    commits = {run: _commit(_made(where.runs / f"{run}.csv")) for run in table["run"].unique()}
-    table = table.assign(file=[f"{folder}/{run}.csv" for run in table["run"]], commit=table["run"].map(commits))
+    return _placed(table, where.runs, where)
+
+
+def records(profile: str | Profile, folder: str, metrics: str | None = None) -> pd.DataFrame:
+    """Every row of the records in a folder below `results/<profile>` (`results.load`) as `COLUMNS`, each under the name
+    that the record has for it: a curve is its method, with the condition where the record's experiment names one
+    ("distractors/clean"). metrics: only those that this regular expression matches whole."""
+    where = profiles.paths(profile)
+    table = results.load(where.results / folder)
+    if table.empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    condition = table["experiment"].str.partition("/")[2]
+    table = table.assign(curve=table["method"] + (", " + condition).where(condition != "", ""),
+                         line=table.groupby("run").cumcount() + 2)  # the first line is the head
+    if metrics is not None:
+        table = table[table["metric"].str.fullmatch(metrics)]
+    return _placed(table, where.results / folder, where)
+
+
+def played(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
+    """The rows behind `evidence.paid` of each of several experiments, one after the other: what finished agents did and
+    were paid in their own episodes (`behaviour`), shares and correlations with progress, each line once a curve."""
+    table = records(profile, "behaviour", "(share|correlation)_.*|progress_end")
+    found = [_of_members(table, evidence.members(profile, name)) for name in names]
+    return pd.concat(found).drop_duplicates(["file", "line", "curve"]).reset_index(drop=True)
+
+
+def offered(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
+    """The rows behind `evidence.would_pay`: what a reward pays each player an episode, and its own agents. A curve is
+    the reward's, with who plays."""
+    metrics, declared = "paid_(?!env).*|progress_end", evidence.members(profile, names)
+    shown = {(row.task, row.curve) for row in evidence.own_pay(profile, names).itertuples()}
+    shown = pd.Series([(row.task, row.curve) in shown for row in declared.itertuples()], declared.index, dtype=bool)
+    rewards = {f"{row.task}-{row.method}{row.variant}": row.curve for row in declared[shown].itertuples()}
+    others = records(profile, "would_pay", metrics)
+    others = others[others["file"].map(lambda file: Path(file).stem).isin(rewards)]
+    others = others.assign(curve=[f"{rewards[Path(row.file).stem]}: {figures.label(row.curve)}"
+                                  for row in others.itertuples()])
+    own = _of_members(records(profile, "behaviour", metrics), declared[shown])
+    own = own.assign(curve=[f"{curve}: {evidence.OWN}" for curve in own["curve"]])
+    return pd.concat([others, own], ignore_index=True)
+
+
+def seconds(profile: str | Profile) -> pd.DataFrame:
+    """The rows behind Table E (`comparison.training_time`): the seconds of every run that counts there, which stand in
+    its provenance, a line of JSON each."""
+    where = profiles.paths(profile)
+    lines = []
+    for row in comparison.timed_runs(profile).itertuples():
+        path = where.runs / f"{row.run}.json"
+        text, kept = path.read_text(encoding="utf-8").splitlines(), _made(path)
+        line = next(number for number, one in enumerate(text, 1) if _seconds_of(one) == row.seconds)
+        lines.append({"task": row.task, "curve": f"{row.method}, {comparison.AGENT_NAMES[row.agent]}",
+                      "seed": kept["identity"]["run"]["seed"], "step": row.steps, "metric": SECONDS,
+                      "value": row.seconds, "file": path.relative_to(where.root).as_posix(), "line": line,
+                      "commit": _commit(kept)})
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def generation(profile: str | Profile, metrics: Sequence[str]) -> pd.DataFrame | None:
+    """The rows of `study.load_generation` that are of generated videos and these metrics; a seed is a start, of steps
+    there are none (0). None where nothing is on record."""
+    table, where = study.load_generation(profile), profiles.paths(profile)
+    if table is None:
+        return None
+    table = table.assign(curve=table["subject"] + " against " + table["reference"], seed=table["start"], step=0,
+                         run="generation", line=table.index + 2)
+    return _placed(table[(table["subject"] == "generated") & table["metric"].isin(metrics)], where.results, where)
+
+
+def _of_members(table: pd.DataFrame, declared: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of `behaviour` those of the finished runs among the members of an experiment, at their length, under
+    their curve; of a policy that is the same whatever the seed only the first."""
+    finished = declared.loc[declared["done"], ["run", "task", "curve", "agent", "wanted"]]
+    again = (finished["agent"] == "zero_shot") & finished.duplicated(["task", "curve"])
+    finished = finished[~again].set_index("run")
+    runs = table["file"].map(lambda file: Path(file).stem)
+    kept = runs.isin(finished.index) & (table["step"] == runs.map(finished["wanted"]))
+    return table[kept].assign(curve=runs[kept].map(finished["curve"]))
+
+
+def _placed(table: pd.DataFrame, folder: Path, where: profiles.Paths) -> pd.DataFrame:
+    """Rows with run and line as `COLUMNS`: with the file, below the project's root, and the commit of its code."""
+    below = folder.relative_to(where.root).as_posix()
+    commits = {run: _commit(_made(folder / f"{run}.csv")) for run in table["run"].unique()}
+    table = table.assign(file=[f"{below}/{run}.csv" for run in table["run"]], commit=table["run"].map(commits))
     return table.loc[:, list(COLUMNS)].reset_index(drop=True)
 
 
@@ -80,12 +171,12 @@ def changed(table: pd.DataFrame, profile: str | Profile) -> list[str]:
     for file, of in table.groupby("file", sort=False):
         path = root / file
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        head = next(csv.reader(lines[:1]), [])
         for row in of.itertuples():
-            there = lines[row.line - 1].split(",") if row.line <= len(lines) else []
-            told = [row.task, str(row.seed), str(row.step), row.metric]
-            if there[2:6] != told or not _same(there[6:], row.value):
-                problems.append(f"{file}:{row.line} holds {','.join(there) or 'nothing'}, where the figure has "
-                                f"{row.value!r} ({', '.join(told)})")
+            there = lines[row.line - 1] if row.line <= len(lines) else ""
+            if not _holds(there, row, head if path.suffix == ".csv" else None):
+                problems.append(f"{file}:{row.line} holds {there.strip(' ,') or 'nothing'}, where the figure has "
+                                f"{row.value!r} ({row.task}, {row.seed}, {row.step}, {row.metric})")
         commit, known = _commit(_made(path)), sorted(set(of["commit"]))
         if lines and known != [commit]:
             problems.append(f"{file} is of a run that commit {commit or '?'} made, where the figure has "
@@ -93,12 +184,29 @@ def changed(table: pd.DataFrame, profile: str | Profile) -> list[str]:
     return problems
 
 
-def _same(text: Sequence[str], value: float) -> bool:
-    """Whether the end of a record's line, split at its commas, is this value and nothing else."""
+def _holds(text: str, row: Any, head: Sequence[str] | None) -> bool:
+    """Whether a line of a record says what a figure's row does: of a table the value under "value" and everything by
+    which the row is known (`TOLD`); of a provenance (no head) its seconds."""
+    if head is None:
+        return row.metric == SECONDS and _seconds_of(text) == row.value
+    cells = next(csv.reader([text]), [])
+    if len(cells) != len(head) or "value" not in head:
+        return False
+    there = dict(zip(head, cells, strict=True))
     try:
-        return len(text) == 1 and float(text[0]) == value
+        return float(there["value"]) == row.value and all(
+            there[name] == str(getattr(row, ours)) for name, ours in TOLD.items() if name in there)
     except ValueError:
         return False
+
+
+def _seconds_of(text: str) -> float | None:
+    """The seconds that a line of a provenance gives; None where it is another line."""
+    name, _, rest = text.strip().rstrip(",").partition(":")
+    try:
+        return float(json.loads(rest)) if name == f'"{SECONDS}"' else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _made(path: Path) -> dict:
@@ -141,8 +249,9 @@ def _of_run(file: str, profile: str | Profile) -> str:
     if not kept:
         return f"{Path(file).stem}: no provenance on record"
     where = kept.get("processor") or kept.get("platform", "")
-    return (f"{Path(file).stem}: commit {_commit(kept)}, {kept.get('steps', 0):,} steps in "
-            f"{kept.get('seconds', 0):,.0f} s on {kept.get('device', '?')}{f' ({where})' if where else ''}")
+    took = f", {kept['steps']:,} steps" * isinstance(kept.get("steps"), int)
+    return (f"{Path(file).stem}: commit {_commit(kept)}{took} in {kept.get('seconds') or 0:,.0f} s on "
+            f"{kept.get('device', '?')}{f' ({where})' if where else ''}")
 
 
 def main(arguments: list[str] | None = None) -> int:
