@@ -249,7 +249,7 @@ def _of_run(file: str, profile: str | Profile) -> str:
     if not kept:
         return f"{Path(file).stem}: no provenance on record"
     where = kept.get("processor") or kept.get("platform", "")
-    took = f", {kept['steps']:,} steps" * isinstance(kept.get("steps"), int)
+    took = f", {kept['steps']:,} steps" if isinstance(kept.get("steps"), int) else ""
     return (f"{Path(file).stem}: commit {_commit(kept)}{took} in {kept.get('seconds') or 0:,.0f} s on "
             f"{kept.get('device', '?')}{f' ({where})' if where else ''}")
 

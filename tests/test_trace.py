@@ -145,7 +145,7 @@ def test_its_command_tells_a_points_rows_and_what_is_wrong(tiny, capsys):
         trace.main(["mine", "--profile", "tiny"])
 
 
-def test_records_of_any_folder_keep_their_names_and_lines(tiny):
+def test_records_of_any_folder_keep_their_names_and_lines(tiny, capsys):
     folder = profiles.paths("tiny").results / "study" / "some"
     given = [("plain/clean", "liv", "a task", "auroc", 0.5), ("plain/clean", "liv", "a task", "auroc_low", 0.25),
              ("plain", "pixels, random", "a task", "auroc", 1.5)]
@@ -157,6 +157,11 @@ def test_records_of_any_folder_keep_their_names_and_lines(tiny):
     assert set(found["file"]) == {"results/tiny/study/some/one.csv"} and set(found["commit"]) == {"ab" * 6}
     assert trace.changed(found, "tiny") == []  # a name with a comma in it, too
     assert list(trace.records("tiny", "study/some", "auroc")["value"]) == [0.5, 1.5]  # the whole name
+    figures.write_table(found, "told", "tiny", rows=found)
+    assert trace.main(["told", "--profile", "tiny", "--curve", "pixels, random"]) == 0
+    told = capsys.readouterr().out
+    assert "a task, pixels, random, step 10, auroc: 1.5 (n=1)" in told and "study/some/one.csv:4" in told
+    assert "one: commit abababababab in 2 s on ?" in told  # no run: of steps there are none
     nothing = trace.records("tiny", "study/none")
     assert nothing.empty and list(nothing.columns) == list(trace.COLUMNS)
     path = folder / "one.csv"
