@@ -307,8 +307,9 @@ def beyond_random(profile: str | Profile, name: str) -> pd.DataFrame:
 
 def beyond_sentences(profile: str | Profile, name: str) -> list[str]:
     """`beyond_random` in words, a line a curve; none where it has none."""
-    return [f"{row.curve}: {gained(row)} above random actions' {number(row.random)} (n={row.n})"
-            for row in beyond_random(profile, name).itertuples()]
+    several = members(profile, name)["task"].nunique() > 1
+    return [f"{f'{row.task}, ' * several}{row.curve}: {gained(row)} above random actions' {number(row.random)} "
+            f"(n={row.n})" for row in beyond_random(profile, name).itertuples()]
 
 
 def with_references(found: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
