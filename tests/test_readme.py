@@ -181,7 +181,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
     at = found.assign(said=[evidence.ranged(row) for row in found.itertuples()]).set_index(["task", "curve", "player"])
     usual, random, camera = figures.label("genreward_sound"), "goal frame at random", "imagined, other camera"
     expert, alone, own = figures.label("expert"), figures.label("fb_zero_shot"), evidence.OWN
-    drawer = "drawer-close"
+    drawer, other = "drawer-close", [figures.label(name) for name in ("diffusion_reward", "tadpole")]
 
     def said(task, curve, player):
         return at.loc[(task, curve, player), "said"]
@@ -198,12 +198,19 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"({said('door-open', usual, expert)})",
             f"On push it is $\\pi_z$, which never succeeds either, that would be paid {said('push', usual, alone)}, "
             f"the expert {said('push', usual, expert)}.",
+            f"On pick-place Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode, the "
+            f"expert {said('pick-place', other[0], expert)}",
+            f"its three agents alike ({said('pick-place', other[1], figures.label('random'))}, "
+            f"{said('pick-place', other[1], expert)} and {said('pick-place', other[1], own)}, no difference shown)",
             f"would be paid {said('reach', usual, expert)}, three agents are paid {said('reach', usual, own)}.",
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
     n, above, below, success = shown("pick-place", usual)
     assert (n, above, success) == (3, "", 0) and expert in below
+    n, above, below, success = shown("pick-place", other[0])
+    assert (n, above, success) == (3, "", 0) and expert in below
+    assert shown("pick-place", other[1]) == [3, "", "", 0]
     n, above, below, success = shown("bin-picking", usual)
     assert (n, above, success) == (3, "", 0) and expert in below
     n, above, below, success = shown(drawer, random)
@@ -236,9 +243,19 @@ def test_what_it_tells_of_bin_picking_is_on_record():
 def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
     ends = evidence.summary("laptop", "fig5").set_index(["task", "curve"]).loc["pick-place"]
     told = [f"{ends.loc[figures.label(method), 'value']:.2f} ({words}, n={ends.loc[figures.label(method), 'n']})"
-            for method, words in (("dense", "dense"), ("genreward_sound", "sound beside dense"),
-                                  ("roboclip", "RoboCLIP beside dense"))]
-    assert f"after 51,200 steps {told[0]}, {told[1]} and {told[2]}." in TEXT
+            for method, words in (("dense", "dense"), ("genreward_sound", "sound"), ("roboclip", "RoboCLIP"),
+                                  ("diffusion_reward", "Diffusion Reward"), ("tadpole", "TADPoLe"))]
+    assert f"after 51,200 steps {', '.join(told[:4])} and {told[4]}, the last four beside dense" in TEXT
+    beyond = evidence.beyond_random("laptop", "fig5").set_index(["task", "curve"]).loc["pick-place"]
+    below = beyond.loc[[figures.label(method) for method in ("diffusion_reward", "tadpole")]]
+    assert "end below random actions in dense return, and so does $\\pi_z$" in " ".join(TEXT.split())
+    assert beyond.loc[evidence.ZERO_SHOT, "high"] < 0
+    paid = evidence.paid("laptop", "fig5")
+    paid = paid[(paid["task"] == "pick-place") & (paid["term"] == "env")].set_index("curve")["share"]
+    assert (below["high"] < 0).all()
+    first, second = (evidence.gained(row) for _, row in below.iterrows())
+    assert (f"Diffusion Reward ({first}) and of TADPoLe ({second}) end below random actions, and what these two pay is "
+            f"{1 - paid[below.index[0]]:.1%} and {1 - paid[below.index[1]]:.0%} of") in TEXT
     shorter = pd.concat([evidence.summary("laptop", name) for name in ("tableB", "tableC")]).drop_duplicates("curve")
     shorter = shorter[shorter["n"] > 0].set_index("curve")
     goals = [evidence.SOURCE_NAMES[name] for name in ("teleport", "random_frame")]
