@@ -87,3 +87,11 @@ def diary(run):
     """(what, run_id, pid) of every line."""
     path = run.where.build / "diary"
     return [tuple(line.split()) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def made_once(runs):
+    """Whether every run is done and none was brought to its end twice. A worker that is killed, or that a broken pool
+    takes with it, may be gone after a table's last row and before the diary's line: such a run is done without one."""
+    ends = [run_id for what, run_id, _ in diary(runs[0]) if what == "ended"]
+    return (all(examine(run)[0] == "done" for run in runs) and len(ends) == len(set(ends))
+            and set(ends) <= {run.run_id for run in runs})
