@@ -464,7 +464,7 @@ def gallery(profile: str | profiles.Profile) -> str:
             if heading not in (last, notebook.question):
                 lines += [f"### {heading}", ""]
             last = heading
-            ends = [end for end in (".svg", ".md", ".csv", ".tex", ".rows.csv") if (folder / f"{name}{end}").is_file()]
+            ends = [end for end in (".svg", ".rows.csv", ".md", ".csv", ".tex") if (folder / f"{name}{end}").is_file()]
             if ".svg" in ends:
                 lines += [f"![{name}]({name}.png)", ""]
             words = {".rows.csv": "rows", ".md": "table"}

@@ -477,6 +477,15 @@ def verdict(contrast: pd.Series) -> str:
     return "worse" if contrast["high"] < 0 else "open"
 
 
+def of_finished(table: pd.DataFrame, declared: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of `behaviour` those of the finished runs among an experiment's members, at their own length, with
+    the columns that members have more; F and B's own policy, which is the same whatever the seed, counts once."""
+    finished = declared[declared["done"]]
+    same = (finished["agent"] == "zero_shot") & finished.duplicated(["task", "curve"])
+    more = ["run", "wanted", *finished.columns.difference([*table.columns, "wanted", "steps", "done"], sort=False)]
+    return table.merge(finished.loc[~same, more], left_on=["run", "step"], right_on=["run", "wanted"])
+
+
 def paid(profile: str | Profile, name: str) -> pd.DataFrame:
     """What finished agents were paid in their own episodes, as `behaviour` recorded it: task, curve, term, share (of
     all that was paid, in absolute value; mean over the seeds that were paid anything), correlation (Spearman's, of the
@@ -484,12 +493,7 @@ def paid(profile: str | Profile, name: str) -> pd.DataFrame:
     to [-1, 1]), n (seeds), n_correlation (those in which payments and progress vary, without which there is no
     correlation), progress (mean of the episodes' last). Policies of the experiment's own length only; F and B's own
     policy, which is the same whatever the seed, counts once. Empty where nothing is on record."""
-    table = results.load(behaviour.folder(profile)).drop(columns="method")
-    declared = members(profile, name)
-    finished = declared.loc[declared["done"], ["run", "task", "curve", "agent", "wanted"]]
-    same = (finished["agent"] == "zero_shot") & finished.duplicated(["task", "curve"])
-    table = table.merge(finished.loc[~same, ["run", "curve", "wanted"]], left_on=["run", "step"],
-                        right_on=["run", "wanted"])
+    table = of_finished(results.load(behaviour.folder(profile)), members(profile, name))
     lines = []
     for (task, curve), of in table.groupby(["task", "curve"], sort=False):
         at = of.set_index(["metric", "seed"])["value"]
@@ -514,16 +518,18 @@ PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "environm
                "progress", "above", "below")
 
 
+def asked_members(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
+    """The `members` of whose reward `would_pay` has asked what it would pay others, with reward (the record's name)."""
+    declared = members(profile, names)
+    declared["reward"] = declared["task"] + "-" + declared["method"] + declared["variant"]
+    return declared[declared["reward"].isin(set(results.load(asked.folder(profile))["run"]))]
+
+
 def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
     """What each finished agent is paid for an episode of its own, as `behaviour` recorded it, where `would_pay` has
     asked what its reward would pay others: task, curve, seed, reward (the record's name), return, success, progress
     (at the end), environment (what the environment paid), paid (the sum of the generated terms)."""
-    played, there = results.load(behaviour.folder(profile)), set(results.load(asked.folder(profile))["run"])
-    declared = members(profile, names)
-    declared["reward"] = declared["task"] + "-" + declared["method"] + declared["variant"]
-    declared = declared[declared["done"] & declared["reward"].isin(there)]
-    table = played[["run", "step", "seed", "metric", "value"]].merge(
-        declared[["run", "wanted", "task", "curve", "reward"]], left_on=["run", "step"], right_on=["run", "wanted"])
+    table = of_finished(results.load(behaviour.folder(profile)), asked_members(profile, names))
     whose = ["task", "curve", "seed", "reward"]
     return _paid_in_all(table, whose).reset_index() if len(table) else pd.DataFrame(
         columns=[*whose, "return", "success", "progress", "environment", "paid"])

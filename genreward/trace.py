@@ -54,40 +54,34 @@ def records(profile: str | Profile, folder: str, metrics: str | None = None) -> 
     """Every row of the records in a folder below `results/<profile>` (`results.load`) as `COLUMNS`, each under the name
     that the record has for it: a curve is its method, with the condition where the record's experiment names one
     ("distractors/clean"). metrics: only those that this regular expression matches whole."""
-    where = profiles.paths(profile)
-    table = results.load(where.results / folder)
+    table, where = _lines(profile, folder, metrics), profiles.paths(profile)
     if table.empty:
         return pd.DataFrame(columns=list(COLUMNS))
     condition = table["experiment"].str.partition("/")[2]
-    table = table.assign(curve=table["method"] + (", " + condition).where(condition != "", ""),
-                         line=table.groupby("run").cumcount() + 2)  # the first line is the head
-    if metrics is not None:
-        table = table[table["metric"].str.fullmatch(metrics)]
-    return _placed(table, where.results / folder, where)
+    return _placed(table.assign(curve=table["method"] + (", " + condition).where(condition != "", "")),
+                   where.results / folder, where)
 
 
 def played(profile: str | Profile, names: Sequence[str]) -> pd.DataFrame:
     """The rows behind `evidence.paid` of each of several experiments, one after the other: what finished agents did and
     were paid in their own episodes (`behaviour`), shares and correlations with progress, each line once a curve."""
-    table = records(profile, "behaviour", "(share|correlation)_.*|progress_end")
-    found = [_of_members(table, evidence.members(profile, name)) for name in names]
-    return pd.concat(found).drop_duplicates(["file", "line", "curve"]).reset_index(drop=True)
+    table, where = _lines(profile, "behaviour", "(share|correlation)_.*|progress_end"), profiles.paths(profile)
+    found = pd.concat([evidence.of_finished(table, evidence.members(profile, name)) for name in names])
+    return _placed(found.drop_duplicates(["run", "line", "curve"]), where.results / "behaviour", where)
 
 
 def offered(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
     """The rows behind `evidence.would_pay`: what a reward pays each player an episode, and its own agents. A curve is
     the reward's, with who plays."""
-    metrics, declared = "paid_(?!env).*|progress_end", evidence.members(profile, names)
-    shown = {(row.task, row.curve) for row in evidence.own_pay(profile, names).itertuples()}
-    shown = pd.Series([(row.task, row.curve) in shown for row in declared.itertuples()], declared.index, dtype=bool)
-    rewards = {f"{row.task}-{row.method}{row.variant}": row.curve for row in declared[shown].itertuples()}
-    others = records(profile, "would_pay", metrics)
-    others = others[others["file"].map(lambda file: Path(file).stem).isin(rewards)]
-    others = others.assign(curve=[f"{rewards[Path(row.file).stem]}: {figures.label(row.curve)}"
-                                  for row in others.itertuples()])
-    own = _of_members(records(profile, "behaviour", metrics), declared[shown])
+    metrics, where = "paid_(?!env).*|progress_end", profiles.paths(profile)
+    own = evidence.of_finished(_lines(profile, "behaviour", metrics), evidence.asked_members(profile, names))
+    rewards = dict(zip(own["reward"], own["curve"], strict=True))
+    others = _lines(profile, "would_pay", metrics)
+    others = others[others["run"].isin(rewards)]
+    others = others.assign(curve=[f"{rewards[row.run]}: {figures.label(row.method)}" for row in others.itertuples()])
     own = own.assign(curve=[f"{curve}: {evidence.OWN}" for curve in own["curve"]])
-    return pd.concat([others, own], ignore_index=True)
+    return pd.concat([_placed(others, where.results / "would_pay", where),
+                      _placed(own, where.results / "behaviour", where)], ignore_index=True)
 
 
 def seconds(profile: str | Profile) -> pd.DataFrame:
@@ -97,8 +91,9 @@ def seconds(profile: str | Profile) -> pd.DataFrame:
     lines = []
     for row in comparison.timed_runs(profile).itertuples():
         path = where.runs / f"{row.run}.json"
-        text, kept = path.read_text(encoding="utf-8").splitlines(), _made(path)
-        line = next(number for number, one in enumerate(text, 1) if _seconds_of(one) == row.seconds)
+        text = path.read_text(encoding="utf-8")
+        kept = json.loads(text)
+        line = next(number for number, one in enumerate(text.splitlines(), 1) if _seconds_of(one) == row.seconds)
         lines.append({"task": row.task, "curve": f"{row.method}, {comparison.AGENT_NAMES[row.agent]}",
                       "seed": kept["identity"]["run"]["seed"], "step": row.steps, "metric": SECONDS,
                       "value": row.seconds, "file": path.relative_to(where.root).as_posix(), "line": line,
@@ -117,15 +112,11 @@ def generation(profile: str | Profile, metrics: Sequence[str]) -> pd.DataFrame |
     return _placed(table[(table["subject"] == "generated") & table["metric"].isin(metrics)], where.results, where)
 
 
-def _of_members(table: pd.DataFrame, declared: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of `behaviour` those of the finished runs among the members of an experiment, at their length, under
-    their curve; of a policy that is the same whatever the seed only the first."""
-    finished = declared.loc[declared["done"], ["run", "task", "curve", "agent", "wanted"]]
-    again = (finished["agent"] == "zero_shot") & finished.duplicated(["task", "curve"])
-    finished = finished[~again].set_index("run")
-    runs = table["file"].map(lambda file: Path(file).stem)
-    kept = runs.isin(finished.index) & (table["step"] == runs.map(finished["wanted"]))
-    return table[kept].assign(curve=runs[kept].map(finished["curve"]))
+def _lines(profile: str | Profile, folder: str, metrics: str | None) -> pd.DataFrame:
+    """`results.load` of a folder below `results/<profile>`, with the line of each row, of the metrics that match."""
+    table = results.load(profiles.paths(profile).results / folder)
+    table = table.assign(line=table.groupby("run").cumcount() + 2)  # the first line is the head
+    return table if metrics is None or table.empty else table[table["metric"].str.fullmatch(metrics)]
 
 
 def _placed(table: pd.DataFrame, folder: Path, where: profiles.Paths) -> pd.DataFrame:

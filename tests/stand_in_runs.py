@@ -43,7 +43,16 @@ class StandIn:
 
 
 def examine(run):
-    """As `training.examine`, by the number of rows."""
+    """As `training.examine`, by the number of rows and the diary: a worker may be killed, or go with its pool, between
+    the last row and the diary's last line; such a run is taken up again, so that each has one end in the diary."""
+    state, why = of_table(run)
+    if state == "done" and ("ended", run.run_id) not in {line[:2] for line in diary(run)}:
+        return "partial", "its end is not in the diary"
+    return state, why
+
+
+def of_table(run):
+    """The run's state by its table alone."""
     if not run.table.is_file():
         return "missing", ""
     try:
@@ -78,7 +87,7 @@ def train(run, on_progress):
         files.write_json(run.checkpoint, {"rng": rng.bit_generator.state, "rows": rows})
         results.write_run(run.where.runs, run.run_id, rows, {"seconds": step})
         on_progress(step, run.chunks, {"return": rows[-1]["value"]})
-    if examine(run)[0] != "done":
+    if of_table(run)[0] != "done":
         results.write_run(run.where.runs, run.run_id, rows, {"seconds": len(rows)})
     run.note("ended")
 
@@ -87,11 +96,3 @@ def diary(run):
     """(what, run_id, pid) of every line."""
     path = run.where.build / "diary"
     return [tuple(line.split()) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def made_once(runs):
-    """Whether every run is done and none was brought to its end twice. A worker that is killed, or that a broken pool
-    takes with it, may be gone after a table's last row and before the diary's line: such a run is done without one."""
-    ends = [run_id for what, run_id, _ in diary(runs[0]) if what == "ended"]
-    return (all(examine(run)[0] == "done" for run in runs) and len(ends) == len(set(ends))
-            and set(ends) <= {run.run_id for run in runs})
