@@ -20,7 +20,9 @@ def test_a_cluster_of_two_nodes_survives_the_death_of_one(root, monkeypatch):
     """Ray through joblib: a node is killed while it makes a run; all runs end, and none is made twice."""
     monkeypatch.setenv("PYTHONPATH", str(Path(stand_in_runs.__file__).parent))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import psutil
     import ray
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
     runs = [StandIn(f"run-{name}", pause=0.5) for name in "abcdef"]
@@ -32,11 +34,19 @@ def test_a_cluster_of_two_nodes_survives_the_death_of_one(root, monkeypatch):
         ray.init(address=cluster.address, log_to_driver=False)
 
         def kill_one():
-            while len({pid for what, _, pid in diary(runs[0]) if what == "begun"}) < 2:
+            """The second machine dies while it makes a run: its raylet and that one's workers, at one blow."""
+            raylet = psutil.Process(second.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid)
+            ended, at_work = set(), False
+            while not at_work and len(ended) < len(runs):
                 time.sleep(0.05)
-            time.sleep(0.5)
-            killed.append(sum(what == "ended" for what, *_ in diary(runs[0])))
+                workers = {process.pid: process for process in raylet.children(recursive=True)}
+                ended = {run_id for what, run_id, _ in diary(runs[0]) if what == "ended"}
+                at_work = any(what == "begun" and int(pid) in workers and run_id not in ended
+                              for what, run_id, pid in diary(runs[0]))
+            for process in workers.values():
+                process.kill()
             cluster.remove_node(second, allow_graceful=False)
+            killed.append(len(ended))
 
         killer = threading.Thread(target=kill_one)
         killer.start()
