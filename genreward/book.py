@@ -30,14 +30,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
-import nbformat
 
-from . import profiles
+from . import kernels, profiles
 from .errors import InputError, cli, unknown
 from .files import atomic_path
+
+if TYPE_CHECKING:
+    import nbformat  # costs a second, which every kernel that asks what is missing would wait for
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -116,6 +118,8 @@ def find(name: str) -> Notebook:
 
 def read(path: str | os.PathLike) -> nbformat.NotebookNode:
     """The notebook; a missing or damaged file is an `InputError` that names it."""
+    import nbformat
+
     try:
         content = nbformat.read(path, as_version=4)
         nbformat.validate(content)
@@ -235,6 +239,8 @@ def check_notebook(path: str | os.PathLike, question: str | None = None) -> list
 
 def strip(path: str | os.PathLike) -> bool:
     """Remove outputs, execution counts and editors' metadata in place; True when that changed the file."""
+    import nbformat
+
     content = read(path)
     for cell in content.cells:
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
@@ -353,14 +359,16 @@ def _one_thread() -> Iterator[None]:
 
 
 APART = multiprocessing.get_context("forkserver")  # its server has imported once what each of its children needs
-APART.set_forkserver_preload(["papermill", "joblib", "nbformat", "genreward.profiles"])
+RUNNER = ("papermill", "joblib", "nbformat", "genreward.profiles")
+APART.set_forkserver_preload([*RUNNER])
 
 
-def _run_apart(name: str, profile: str) -> tuple[float, str]:
-    """Run a notebook in a process of its own: seconds, and what went wrong ("" when nothing did)."""
+def _run_apart(name: str, profile: str, warm: bool = False) -> tuple[float, str]:
+    """Run a notebook in a process of its own: seconds, and what went wrong ("" when nothing did). warm: with a kernel
+    that is forked from the fork server (see `kernels`)."""
     began = time.monotonic()
     receiver, sender = APART.Pipe(duplex=False)
-    process = APART.Process(target=_run_and_tell, args=(name, profile, sender))
+    process = APART.Process(target=_run_and_tell, args=(name, profile, sender, warm))
     process.start()
     sender.close()  # the child's end is the last one open: when it dies without a word, we hear of it
     try:
@@ -371,13 +379,15 @@ def _run_apart(name: str, profile: str) -> tuple[float, str]:
     return time.monotonic() - began, problem
 
 
-def _run_and_tell(name: str, profile: str, sender: Any) -> None:
+def _run_and_tell(name: str, profile: str, sender: Any, warm: bool) -> None:
     """What `_run_apart`'s process does. Only what is sent is said: what papermill logs beside it is not."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(quiet, stream)
     os.chdir(ROOT)
     try:
+        if warm:
+            kernels.use(kernels.Waiting(foreign=[sender]))
         run_notebook(name, profile)
         sender.send("")
     except (InputError, NotebookError) as problem:
@@ -396,10 +406,11 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
         lacking = missing(notebook, chosen)
         if lacking:
             raise InputError(lacking)
-    start, failures = time.monotonic(), 0
+    start, failures, warm = time.monotonic(), 0, kernels.supported()
+    APART.set_forkserver_preload([*RUNNER, *(kernels.WARM if warm else ())])
     # each in a process of its own: papermill's kernels wait for one another where they share one
-    with ThreadPoolExecutor(jobs or min(4, joblib.cpu_count())) as pool:
-        begun = {pool.submit(_run_apart, notebook.name, chosen): notebook for notebook in
+    with _one_thread(), ThreadPoolExecutor(jobs or min(4, joblib.cpu_count())) as pool:
+        begun = {pool.submit(_run_apart, notebook.name, chosen, warm): notebook for notebook in
                  sorted(NOTEBOOKS.values(), key=lambda notebook: -notebook.seconds)}
         for done in as_completed(begun):
             seconds, problem = done.result()

@@ -148,7 +148,7 @@ def test_weights_from_the_hub_are_not_looked_for(root):
     assert book.missing(entry, "paper") is None
 
 
-def die(name, profile, sender):
+def die(name, profile, sender, warm):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
