@@ -5,8 +5,9 @@ does anything, and the book's twelve notebooks do so twelve times. Here one proc
 of a multiprocessing fork server), and each notebook's kernel is forked from it: the same interpreter with the same
 modules, in which nothing has been computed. Everything else about it is as Jupyter has it, and so are its results.
 
-Importing MuJoCo may open a display, and a CUDA device once asked for cannot be asked for again in a fork: the former
-is not in `WARM` (nor imported by what is), and where a device is in sight no kernel is forked (`supported`).
+What looks about as it is imported is not in `WARM`, nor imported by what is: MuJoCo, which may open a display, and the
+notebook's back end of matplotlib, which shows figures at a cell's end only if it finds itself in a kernel. A CUDA
+device once asked for cannot be asked for again in a fork: where one is in sight, no kernel is forked (`supported`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 NAME = "genreward-forked"
 INLINE = "module://matplotlib_inline.backend_inline"
-WARM = ("ipykernel.kernelapp", "matplotlib_inline.backend_inline", "seaborn", "transformers", "peft", "open_clip",
+WARM = ("ipykernel.kernelapp", "seaborn", "transformers", "peft", "open_clip",
         "diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video", "genreward.video_model", "genreward.pipeline",
         "genreward.study", "genreward.reward_study", "genreward.evidence", "genreward.trace", "genreward.claims")
 

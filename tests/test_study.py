@@ -24,6 +24,32 @@ def pairs():
     return study.paired_clips("reach", ("expert", "oracle", "half", "still"), 2, 3, size=16, progress=False)
 
 
+@pytest.mark.parametrize("task", ["pick-place", "door-open"])
+def test_touch_is_seen_by_arrays_as_meta_world_sees_it(task):
+    """Along an expert's episode, of every object that Meta-World could ask for."""
+    env, answers = study.quick(envs.make_env(task, seed=0)), []
+    inner, expert = env._env, envs.expert_policy(task)
+    observation, _ = env.reset(options={"goal": 3})
+    done = False
+    while not done:
+        observation, _, _, done, _ = env.step(expert(observation))
+        for geom in range(inner.model.ngeom):
+            said = bool(type(inner).touching_object(inner, geom))
+            assert inner.touching_object(geom) is said
+            answers.append(said)
+    assert 0 < sum(answers) < len(answers)
+    plain = envs.rollout(envs.make_env(task, seed=0), expert, frames=False, options={"goal": 3})
+    quick = envs.rollout(env, expert, frames=False, options={"goal": 3})
+    assert np.array_equal(plain.states, quick.states) and np.array_equal(plain.rewards, quick.rewards)
+
+
+def test_another_suites_environment_is_left_as_it_is():
+    env = envs.make_env("walker-walk", seed=0)
+    kept = dict(vars(env))
+    assert study.quick(env) is env and vars(env) == kept
+    env.close()
+
+
 def test_the_clips_of_a_pair_start_alike_and_end_differently(pairs):
     assert [len(clips) for clips in pairs.values()] == [2, 2, 2, 2]
     for expert, oracle, half, still in zip(*pairs.values(), strict=True):
