@@ -28,6 +28,7 @@ from genreward import (
 )
 from genreward.errors import InputError
 from genreward.rewards import base
+from genreward.tasks import PAPER_TASKS
 from genreward.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +110,7 @@ def test_every_gain_that_its_prose_tells_is_one_of_the_records():
         prose = prose.split(begin)[0] + prose.split(end)[1]
     told = set(re.findall(r"\+[\d,.]+ \[-?[\d,.]+, -?[\d,.]+\]", " ".join(prose.split())))
     tables = [evidence.contrasts("laptop", name) for name in experiments.experiments("laptop") if name != "base"]
+    tables += [evidence.beyond_random("laptop", "fig5")]
     tables += [evidence.contrasts("laptop", "again", control) for control in (
         evidence.SOURCE_NAMES["random_frame"], "goal frame 0")]
     steps = sorted(set(evidence.rows("laptop", "longer")["step"]))
@@ -238,6 +240,31 @@ def test_what_it_tells_of_bin_picking_is_on_record():
             f"(sound), the second above the first ({evidence.gained(gain)}; after half of the steps below it, "
             f"{evidence.gained(half_way)}) and below random actions' "
             f"{evidence.number(beyond.loc[ours, 'random'])} ({evidence.gained(beyond.loc[ours])})") in TEXT
+
+
+def test_what_it_tells_of_the_dense_reward_on_the_papers_tasks_is_on_record():
+    """The environment's own reward teaches nothing there in as many steps, on any of the five."""
+    ends, beyond = (table.set_index(["curve", "task"]).loc[figures.label("dense")] for table in
+                    (evidence.summary("laptop", "fig5"), evidence.beyond_random("laptop", "fig5")))
+    assert set(ends.index) == set(PAPER_TASKS) and set(ends["n"]) == {3} and set(ends["steps"]) == {51_200}
+    assert ((beyond["low"] < 0) & (beyond["high"] > 0)).all()
+    rows = evidence.rows("laptop", "fig5")
+    rows = rows[(rows["method"] == "dense") & rows["metric"].isin(["return", "success"])]
+    assert not rows.loc[rows["metric"] == "success", "value"].any()  # in no evaluation of any seed
+    assert not rows.loc[rows["task"] == "shelf-place", "value"].any()
+    told = ", ".join(f"{task} {evidence.gained(beyond.loc[task])}" for task in beyond.index)
+    long = " ".join(LONG.split())
+    assert f"shown to lie above random actions ({told}, where the expert is 1,200 to 2,100 above them)" in long
+    yardsticks = evidence.reference_table("laptop", list(PAPER_TASKS))["return"].unstack()
+    above = yardsticks["expert"] - yardsticks["random"]
+    assert (round(above.min(), -2), round(above.max(), -2)) == (1200, 2100)
+    told = [f"{evidence.number(ends.loc[task, 'value'])} on {task} ({evidence.number(yardsticks.loc[task, 'random'])})"
+            for task in beyond.index[1:]]
+    told[0] = told[0].replace("(", "(random ")
+    assert (f"Under the dense reward alone, after 51,200 steps, {', '.join(told[:3])} and {told[3]}, n=3 each, no "
+            "difference to random actions shown; success 0.") in long
+    alone = evidence.contrasts("laptop", "fig5").set_index(["task", "curve"]).loc["pick-place"]
+    assert (alone["low"] < 0).all()  # no generated reward is shown to help beside it
 
 
 def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
