@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from genreward import book, profiles, trace
+from genreward import book, kernels, profiles, trace
 from genreward.errors import InputError
 
 OPENING = "# Does it run?\n\nPaper: Eq. 1. Reads nothing, writes nothing. Minutes: 1."
@@ -153,8 +153,9 @@ def die(name, profile, sender, warm):
 
 
 def test_a_notebook_in_a_process_of_its_own_says_what_went_wrong(monkeypatch, capfd):
-    seconds, problem = book._run_apart("99", "smoke")
-    assert problem.startswith("error: unknown notebook '99'; valid: 00_start_here") and seconds >= 0
+    for warm in (False, True) if kernels.supported() else (False,):  # True: a kernel waits, and is not used
+        seconds, problem = book._run_apart("99", "smoke", warm)
+        assert problem.startswith("error: unknown notebook '99'; valid: 00_start_here") and seconds >= 0
     seconds, problem = book._run_apart("04", "no_profile")
     assert problem.startswith("error: unknown profile 'no_profile'") and "Traceback" not in problem
     monkeypatch.setattr(book, "_run_and_tell", die)
