@@ -356,6 +356,15 @@ def test_what_it_tells_of_the_weights_is_on_record():
             f"(Kendall's $\\tau$ = {beta['tau']:+.2f}, p = {beta['p']:.3f}, with both weights counted {both:.2f}: a "
             "sign, no proof), not with that of the video-level one "
             f"({alpha['tau']:+.2f}, p = {alpha['p']:.2f}).") in text
+    last = " ".join(book.read(book.find("09").path).cells[-1].source.split())
+    assert (f"Over the {beta['runs']} runs of its five values the return goes with $\\beta$ ($\\tau$ = "
+            f"{beta['tau']:+.2f}, p = {beta['p']:.3f}; with both weights counted {both:.2f})") in last
+    counted = evidence.counted("laptop", "fig9_easy", (figures.label("genreward_sound"), None)).sort_values("p")
+    above = counted[counted["p"] < 0.05]
+    assert (above["low"] > 0).all() and set(above["control"]) == {figures.label("sparse")}
+    assert above["curve"].tolist() == ["without the video-level reward", "alpha = 3", "alpha = 0.1", "beta = 10"]
+    assert (f"$\\beta$ = 10 (p = {above['p'].min():.3f} to {above['p'].max():.3f}). With all {len(counted)} "
+            f"comparisons counted none does (the least p is {counted['p_holm'].min():.3f})") in last
 
 
 def test_its_table_is_the_books():
