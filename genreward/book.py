@@ -84,24 +84,24 @@ def _row(number: str, slug: str, question: str, paper: str, *reads: str, seconds
 
 
 NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in (
-    _row("00", "start_here", "Does my machine work, and what is the pipeline?", "Fig. 1, 2", seconds=27),
+    _row("00", "start_here", "Does my machine work, and what is the pipeline?", "Fig. 1, 2", seconds=19),
     _row("01", "video_finetuning", "Does finetuning adapt the video model to the domain?", "Eq. 1-2",
-         "video_model", "lora", seconds=46),
+         "video_model", "lora", seconds=47),
     _row("02", "goal_videos", "What does the model think success looks like?", "Fig. 4; hallucinations",
-         "video_model", "lora", "scorer", "goals", seconds=21),
+         "video_model", "lora", "scorer", "goals", seconds=22),
     _row("03", "goal_frames", "Which frame is the goal?", "Eq. 6, Fig. 8, Fig. A", "video_model", "lora",
-         "scorer", "goals", seconds=40),
+         "scorer", "goals", seconds=37),
     _row("04", "video_reward", "Is latent alignment progress, or only looks?", "Eq. 3-5", "video_model", "lora",
-         "goals", seconds=55),
+         "goals", seconds=91),
     _row("05", "forward_backward", "Does F^T B see the goal coming?", "Eq. 7-9, Fig. 3", "video_model", "fb",
-         "goals", seconds=53),
+         "goals", seconds=92),
     _row("06", "reward_models", "How do all the reward models compare before any training?", "Table 1; quality table",
-         "study", seconds=35),
-    _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs", seconds=19),
-    _row("08", "main_results", "Does it beat the baselines?", "Fig. 5, 6, 7, Table A", "runs", "study", seconds=31),
-    _row("09", "ablations", "Which part matters?", "Fig. 9, Table D", "runs", "study", seconds=10),
-    _row("10", "goal_sources", "How good must the goal video be?", "Fig. 10, Tables B, C", "runs", "goals", seconds=14),
-    _row("11", "cost", "What does it cost?", "Table E", "runs", seconds=18),
+         "study", seconds=28),
+    _row("07", "train_agent", "Can an agent learn from these rewards?", "Eq. 10", "goals", "fb", "runs", seconds=18),
+    _row("08", "main_results", "Does it beat the baselines?", "Fig. 5, 6, 7, Table A", "runs", "study", seconds=40),
+    _row("09", "ablations", "Which part matters?", "Fig. 9, Table D", "runs", "study", seconds=7),
+    _row("10", "goal_sources", "How good must the goal video be?", "Fig. 10, Tables B, C", "runs", "goals", seconds=25),
+    _row("11", "cost", "What does it cost?", "Table E", "runs", seconds=16),
 )}
 
 

@@ -252,6 +252,8 @@ def test_what_it_tells_of_the_dense_reward_on_the_papers_tasks_is_on_record():
     rows = rows[(rows["method"] == "dense") & rows["metric"].isin(["return", "success"])]
     assert not rows.loc[rows["metric"] == "success", "value"].any()  # in no evaluation of any seed
     assert not rows.loc[rows["task"] == "shelf-place", "value"].any()
+    last = rows[(rows["task"] == "bin-picking") & (rows["metric"] == "return") & (rows["step"] == 51_200)]["value"]
+    assert f"have begun to rise (to {sorted(last)[1]:.1f} and {max(last):.1f})" in LONG
     told = ", ".join(f"{task} {evidence.gained(beyond.loc[task])}" for task in beyond.index)
     long = " ".join(LONG.split())
     assert f"shown to lie above random actions ({told}, where the expert is 1,200 to 2,100 above them)" in long
