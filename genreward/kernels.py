@@ -13,6 +13,7 @@ device once asked for cannot be asked for again in a fork: where one is in sight
 from __future__ import annotations
 
 import importlib.metadata
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -94,6 +95,8 @@ def _wait(receiver: multiprocessing.connection.Connection) -> None:
         if folder:
             os.chdir(folder)
         sys.argv = command[command.index("-m") + 1:]
+        # A fork server's child starts processes as its server does; tqdm's lock would then outlive the kernel.
+        multiprocessing.set_start_method(None, force=True)
         if "matplotlib" in sys.modules:  # which chose its back end as it was imported, and not in a kernel
             sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND", INLINE)
         from ipykernel import kernelapp

@@ -1,5 +1,6 @@
 """A forked kernel is what any other is: same outputs, same errors, and nothing of it is left behind."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_a_second_kernel_is_refused_where_one_waited(tmp_path):
     source, again = put(tmp_path / "trial.ipynb", "seed = 0"), "book.execute(Path(source), Path(target), {})"
     done = run(textwrap.dedent(RUN) + again, "forked", source, tmp_path / "out.ipynb")
     assert done.returncode == 1 and "no process waits to become a kernel" in done.stderr
+
+
+def test_a_kernel_of_the_fork_server_starts_processes_as_any_does_and_leaks_no_lock(tmp_path):
+    """The server's children start theirs as it does; a bar's lock would then be named, and outlive its kernel."""
+    bar = "import multiprocessing\nfrom tqdm import tqdm\nx = list(tqdm(range(2)))\nmultiprocessing.get_start_method()"
+    source, target = put(tmp_path / "trial.ipynb", "seed = 0", bar), tmp_path / "out.ipynb"
+    done = run("""
+        import sys
+        from genreward import book
+        inside = "from genreward import book, kernels; kernels.use(kernels.Waiting()); book.execute(*given, {})"
+        given = [book.Path(path) for path in sys.argv[1:]]
+        process = book.APART.Process(target=exec, args=(inside, {"given": given}))
+        process.start()
+        process.join()
+    """, source, target)
+    assert done.returncode == 0 and "leaked" not in done.stderr, done.stderr[-2000:]
+    (said,) = [output.data["text/plain"] for output in nbformat.read(target, as_version=4).cells[-1].outputs
+               if output.output_type == "execute_result"]
+    assert said == repr(multiprocessing.get_all_start_methods()[0])  # the system's own
 
 
 def test_what_is_kept_warm_is_there_and_has_not_looked_about():
