@@ -408,7 +408,8 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
             raise InputError(lacking)
     start, failures, warm = time.monotonic(), 0, kernels.supported()
     APART.set_forkserver_preload([*RUNNER, *(kernels.WARM if warm else ())])
-    # each in a process of its own: papermill's kernels wait for one another where they share one
+    # each in a process of its own: papermill's kernels wait for one another where they share one; the fork server reads
+    # the number of threads as it imports, for all kernels
     with _one_thread(), ThreadPoolExecutor(jobs or min(4, joblib.cpu_count())) as pool:
         begun = {pool.submit(_run_apart, notebook.name, chosen, warm): notebook for notebook in
                  sorted(NOTEBOOKS.values(), key=lambda notebook: -notebook.seconds)}

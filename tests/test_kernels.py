@@ -14,8 +14,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from genreward import book
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kernels are forked where the system can")
-
 # What a notebook sees of the kernel that it runs in; the last cell's picture is drawn by a module that came with it.
 CELLS = (
     "seed = 0",
