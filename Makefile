@@ -5,6 +5,8 @@ PROFILE ?= laptop
 # make results: only these experiments (ONLY="fig9 tableC"), and who runs them: joblib (this machine) or ray (a cluster)
 ONLY ?=
 EXECUTOR ?= joblib
+# make results: whose processor's code MKL takes (intel; other), where not this processor's own: intel is quicker on AMD
+ROUNDED_AS ?=
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -36,7 +38,8 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray)
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
-	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(ROUNDED_AS),--rounded-as $(ROUNDED_AS))
 	@$(PY) -m genreward.behaviour --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 	@$(PY) -m genreward.would_pay --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 

@@ -9,6 +9,7 @@ command, on one machine or several that share a folder, the grid goes on and end
     python -m genreward.experiments list --profile laptop --only fig9   # and each run that is not done
     python -m genreward.experiments run --profile laptop --only fig9    # make what is missing
     python -m genreward.experiments run --only easy --tasks reach --methods dense sparse   # a part of it
+    python -m genreward.experiments run --rounded-as intel              # on AMD: MKL's code for Intel's, if quicker
     python -m genreward.experiments vouch --profile laptop              # does changed code still give the same numbers?
     python -m genreward.experiments repeat --only easy --pick 3         # three runs at random, from nothing: the same?
     RAY_ADDRESS=... python -m genreward.experiments run --executor ray  # the same on a cluster that shares a folder
@@ -396,8 +397,12 @@ def show(lines: list[dict[str, Any]], standings: list[Standing], detail: bool, o
 # --- making what is missing -------------------------------------------------------------------------------------------
 
 
-def _train(run: Run, on_progress: OnProgress, accept_code: bool = False, redo: bool = False) -> None:
-    """`training.train_agent` as `execution` calls it; with `redo`, a stale record is moved away first."""
+def _train(run: Run, on_progress: OnProgress, accept_code: bool = False, redo: bool = False,
+           rounded_as: str | None = None) -> None:
+    """`training.train_agent` as `execution` calls it, rounded as by a maker's processor where one is named; with
+    `redo`, a stale record is moved away first."""
+    if rounded_as is not None:
+        rounding.as_if(rounded_as)
     if redo and training.examine(run, accept_code=accept_code)[0] == "stale":
         set_aside(run)
     training.train_agent(run, progress=False, on_progress=on_progress, accept_code=accept_code)
@@ -424,16 +429,22 @@ def default_jobs(profile: str | Profile) -> int:
 
 
 def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Part = EVERYTHING,
-         jobs: int | None = None, accept_code: bool = False, redo: bool = False, **settings: Any) -> None:
+         jobs: int | None = None, accept_code: bool = False, redo: bool = False, rounded_as: str | None = None,
+         **settings: Any) -> None:
     """Make what is missing of the chosen experiments (by default those of the profile's budget), then report.
 
     accept_code: count as done, and go on with, what only differs in the code that made it; redo: move records of
     another identity away (build/<profile>/replaced) and make them anew; jobs: runs at once (None: `default_jobs`);
-    settings: see `execution.execute`. InputError at the end when a run failed (its traceback is printed before), waits
-    for something (named with the command that makes it) or is on record with another identity: all others are made by
-    then, and the next call tries these again.
+    rounded_as: whose processor's code MKL takes (`rounding.MAKERS`; None: this one's), said in the records; settings:
+    see `execution.execute`.
+
+    InputError before any run is made where MKL cannot be told so; and at the end when a run failed (its traceback is
+    printed before), was begun with other rounding, waits for something (named with the command that makes it) or is on
+    record with another identity: all others are made by then, and the next call tries these again.
     """
     profile = profiles.get_profile(profile)
+    if rounded_as is not None:
+        rounding.check(rounded_as)
     runs = grid(profile, only if only is not None else budget_of(profile).made, part)
     before = {run.run_id: standing(run, accept_code) for run in runs}
     ready = [run for run in runs if before[run.run_id].state not in ("done", "blocked")
@@ -441,7 +452,7 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Par
     print(f"{len(runs)} runs: {sum(one.state == 'done' for one in before.values())} done, {len(ready)} to make",
           flush=True)
     outcomes = execute(ready, functools.partial(training.examine, accept_code=accept_code),
-                       functools.partial(_train, accept_code=accept_code, redo=redo),
+                       functools.partial(_train, accept_code=accept_code, redo=redo, rounded_as=rounded_as),
                        jobs=default_jobs(profile) if jobs is None else jobs,
                        gpu=profile.device.startswith("cuda"), **settings)
     failed = [(outcome.run_id, outcome.message) for outcome in outcomes if outcome.state == "failed"]
@@ -597,10 +608,10 @@ def _make_with(old: Path, code: dict[str, str], named: str, run: Run, folder: Pa
 def _make_rounded(maker: str, run: Run, folder: Path) -> None:
     """Make the run rounded as by another maker's processor, in a process of its own; InputError where that fails."""
     if failed := _apart(_ROUNDED, Path(__file__).resolve().parent.parent, run, folder, maker):
-        raise InputError(f"{run.run_id} cannot be made rounded as by {WHOSE[maker]} processor: {failed}")
+        raise InputError(f"{run.run_id} cannot be made rounded as by {rounding.WHOSE[maker]} processor: {failed}")
 
 
-_NOT_COMPARED = ("identity", "rows", "seconds", "earlier_code")  # the code's digests and what a clock measured
+_NOT_COMPARED = ("identity", "rows", "seconds", "earlier_code", "rounded_as")  # who made it, and what a clock measured
 
 
 def _first_difference(a: Any, b: Any, name: str = "") -> str:
@@ -641,11 +652,8 @@ def repeat(profile: str | Profile, only: Sequence[str] | None = None, part: Part
         numbers, why, maker = _repeated(run)
         lines.append({"run": run.run_id, "numbers": numbers, "same": not why, "why": why, "rounded_as": maker})
         print(f"  {f'differs: {why}' if why else f'the same, all {numbers} numbers'}"
-              + (f" (rounded as by {WHOSE[maker]} processor)" if maker else ""), flush=True)
+              + (f" (rounded as by {rounding.WHOSE[maker]} processor)" if maker else ""), flush=True)
     return lines
-
-
-WHOSE = {"intel": "Intel's", "other": "another maker's"}
 
 
 def _repeated(run: Run) -> tuple[int, str, str]:
@@ -714,6 +722,8 @@ def main() -> None:
     parser.add_argument("--accept-code", action="store_true",
                         help="count as done, and go on with, what only differs in the code that made it")
     parser.add_argument("--redo", action="store_true", help="make records of another identity anew (kept in build/)")
+    parser.add_argument("--rounded-as", choices=rounding.MAKERS, metavar="MAKER", help="run: let MKL take its code "
+                        f"for this maker's processors, one of: {', '.join(rounding.MAKERS)} (default: this one's)")
     parser.add_argument("--tensorboard", action="store_true", help="log to build/<profile>/tensorboard")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two reports of progress")
     arguments = parser.parse_args()
@@ -734,7 +744,7 @@ def main() -> None:
         return
     make(arguments.profile, arguments.only, part=part,
          jobs=arguments.jobs, executor=arguments.executor, accept_code=arguments.accept_code, redo=arguments.redo,
-         tensorboard=arguments.tensorboard, every=arguments.every)
+         rounded_as=arguments.rounded_as, tensorboard=arguments.tensorboard, every=arguments.every)
 
 
 if __name__ == "__main__":

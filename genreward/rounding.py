@@ -5,8 +5,9 @@ with sums in another order: a run that was made on an Intel machine comes out ot
 libraries and vector instructions are the same. `as_if` answers that question in the processor's place, for this
 process. Agents that learn from states then come out bit for bit on an AMD machine with AVX-512 as they did on a host
 whose processor their records do not name (README tells how many were tried); what encodes pictures, in bfloat16, does
-not. `experiments repeat` asks for it; nothing that trains does by itself. Below `results` in the flow, which says in a
-provenance if sums were rounded so.
+not. And the code for Intel's can be the quicker one elsewhere, where it uses wider vectors than the other
+(`benchmarks/sums.py`). `experiments repeat` asks for it by itself, `experiments run` where it is told to. Below
+`results` in the flow, which says in a provenance if sums were rounded so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from .errors import InputError, unknown
 
 MAKERS = ("intel", "other")
+WHOSE = {"intel": "Intel's", "other": "another maker's", None: "its machine's own"}
+"""Whose processor a record's `rounded_as` means, for people."""
 _QUESTIONS = ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu")  # of MKL to itself; exported by libtorch_cpu
 _ANSWER = {"intel": b"\xb8\x01\x00\x00\x00\xc3", "other": b"\x31\xc0\xc3"}  # x86-64: return 1; return 0
 _answered: list[str] = []
@@ -54,19 +57,28 @@ def of(processor: str | None) -> str | None:
     return MAKERS[0] if "intel" in processor.lower() else MAKERS[1]
 
 
-def as_if(maker: str) -> None:
-    """Let MKL take the code of another maker's processor, in this process and from now on. To be called before the
-    first sum of the process: what MKL has once chosen it keeps.
-
-    maker: one of `MAKERS`. InputError for another one, and where PyTorch has no MKL that can be answered. The same
-    vector instructions must be there as on the other machine, or its numbers do not come out.
-    """
+def check(maker: str) -> ctypes.CDLL:
+    """The library that `as_if` would answer; InputError for an unknown maker, and where PyTorch has no MKL that can be
+    answered."""
     if maker not in MAKERS:
         raise unknown("maker of processors", maker, MAKERS)
     library = _library()
     if library is None:
         raise InputError("this PyTorch has no MKL that can be told whose processor it is on; valid: Linux on x86-64, "
                          "with PyTorch's own wheels")
+    return library
+
+
+def as_if(maker: str) -> None:
+    """Let MKL take the code of another maker's processor, in this process and from now on. To be called before the
+    first sum of the process: what MKL has once chosen it keeps.
+
+    maker: one of `MAKERS`. InputError as of `check`. The same vector instructions must be there as on the other
+    machine, or its numbers do not come out.
+    """
+    library = check(maker)
+    if taken() == maker:
+        return
     libc, size, answer = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, _ANSWER[maker]
     for name in _QUESTIONS:
         place = ctypes.cast(getattr(library, name), ctypes.c_void_p).value

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import code_identity, envs, errors, files, locks, profiles, results
+from . import code_identity, envs, errors, files, locks, profiles, results, rounding
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .forward_backward import ForwardBackward
@@ -679,6 +679,7 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint)
         _same(state.get("identity"), me, checkpoint, accept_code)
+        _same_rounding(run, state.get("rounded_as"))
         earlier = list(state.get("earlier_code", []))
         if (code := state["identity"].get("code", {})) != me["code"]:
             earlier.append(code)
@@ -718,7 +719,7 @@ def _train(run: Run, profile: Profile, folder: Path, parts: dict[str, Any] | Non
             bar.set_postfix(ret=f"{measured['return']:.0f}", success=f"{measured['success']:.2f}")
             state = {"format": FORMAT, "identity": me, "agent": agent.state_dict(), "rows": rows, "taken": taken,
                      "seconds": seconds, "ledger": ledger.state_dict(), "reward": reward.state_dict(),
-                     "env": base.rng_state(), "earlier_code": earlier}
+                     "env": base.rng_state(), "earlier_code": earlier, "rounded_as": rounding.taken()}
             if online:
                 state["online_fb"] = online.state_dict()
             with files.atomic_path(checkpoint) as temporary:
@@ -819,6 +820,15 @@ def adopt(run: Run, by: str, how: str) -> None:
                 torch.save(state, temporary)
         files.write_json(path, {**kept, "identity": {**kept["identity"], "code": me["code"]}, "earlier_code": earlier,
                                 "vouched": vouched})
+
+
+def _same_rounding(run: Run, theirs: str | None) -> None:
+    """InputError where the run was begun with MKL told of another maker's processor than this process's is, or of none:
+    gone on with here it would end with neither's numbers."""
+    if theirs != rounding.taken():
+        told = f" --rounded-as {theirs}" if theirs else ""
+        raise InputError(f"{run.run_id} was begun rounded as by {rounding.WHOSE[theirs]} processor; go on with: python "
+                         f"-m genreward.experiments run{told}, or move its checkpoint away to train anew")
 
 
 def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False, absent: Iterable[str] = ()) -> None:

@@ -316,6 +316,22 @@ def test_a_stale_record_is_kept_unless_it_is_to_be_redone(tiny, monkeypatch, cap
     assert kept.read_bytes() == before
 
 
+def test_the_grid_is_rounded_as_the_command_line_says(tiny, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(experiments.rounding, "check", lambda maker: seen.append(f"check {maker}"))
+    monkeypatch.setattr(experiments.rounding, "as_if", lambda maker: seen.append(f"as if {maker}"))
+    monkeypatch.setattr(training, "train_agent", lambda run, **settings: (seen.append(run.run_id), record(run)))
+    words = ("run", "--profile", "tiny", "--only", "base", "--jobs", "1", "--methods", "dense", "--seeds")
+    assert call(monkeypatch, capsys, *words, "0", "--rounded-as", "intel")[0] == 0
+    assert call(monkeypatch, capsys, *words, "1")[0] == 0
+    assert seen == ["check intel", "as if intel", "tiny-reach-sac-dense-s0", "tiny-reach-sac-dense-s1"]
+    monkeypatch.undo()
+    monkeypatch.setattr(experiments.rounding, "_library", lambda: None)  # before any run is begun
+    monkeypatch.setattr(training, "train_agent", lambda run, **settings: pytest.fail("begun"))
+    with pytest.raises(InputError, match="no MKL that can be told"):
+        experiments.make(TINY, ["base"], jobs=1, every=None, rounded_as="intel")
+
+
 # --- real runs --------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +382,33 @@ def test_real_agents_killed_again_and_again_end_with_the_same_numbers(tiny, tmp_
     assert training.examine(runs[0])[0] == "damaged"
     make_base()
     pd.testing.assert_frame_equal(rows(table), calm[runs[0].run_id], check_exact=True)
+
+
+def test_a_run_goes_on_as_it_was_rounded_or_not_at_all(tiny, monkeypatch):
+    run = run_of()
+
+    def stop(step, steps, measured):
+        if measured and step < steps:
+            raise KeyboardInterrupt
+
+    def begin():
+        with pytest.raises(KeyboardInterrupt):
+            training.train_agent(run, progress=False, on_progress=stop)
+        assert training.examine(run)[0] == "partial"
+
+    begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(training.rounding, "taken", lambda: "intel")
+        with pytest.raises(InputError, match="-s0 was begun rounded as by its machine's own processor; go on with: "
+                                             "python -m genreward.experiments run, or"):
+            training.train_agent(run, progress=False)
+        (profiles.paths("tiny").checkpoints / f"{run.run_id}.pt").unlink()
+        begin()
+    with pytest.raises(InputError, match="begun rounded as by Intel's processor; .* run --rounded-as intel, or"):
+        training.train_agent(run, progress=False)
+    monkeypatch.setattr(training.rounding, "taken", lambda: "intel")
+    training.train_agent(run, progress=False)
+    assert training.examine(run)[0] == "done"
 
 
 def test_progress_is_told_at_each_step_and_evaluation_and_other_code_is_noted(tiny, sources):

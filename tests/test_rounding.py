@@ -70,3 +70,19 @@ def test_an_unknown_maker_and_a_pytorch_without_mkl_are_refused(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert rounding.own() is None
     assert rounding.taken() is None
+
+
+A_RUN = """
+import sys
+from genreward import experiments, results, rounding, training
+training.train_agent = lambda run, **settings: print(run, rounding.own(), results.provenance().get("rounded_as"))
+for maker in (None, *[sys.argv[1]] * 2):
+    experiments._train("a run", None, rounded_as=maker)
+"""
+
+
+@pytest.mark.skipif(HERE is None, reason="a PyTorch without MKL: refused, as tested below")
+def test_a_run_of_the_grid_is_rounded_as_it_is_told_before_it_begins():
+    (other,) = {*rounding.MAKERS} - {HERE}
+    done = subprocess.run([sys.executable, "-c", A_RUN, other], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"a run {HERE} None", *[f"a run {other} {other}"] * 2]
