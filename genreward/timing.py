@@ -12,7 +12,9 @@ but the scripts in `benchmarks/`, each of which writes `results/bench/<name>.jso
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import envs, files, forward_backward, profiles, results, training
+from . import envs, files, forward_backward, profiles, results, rounding, training
 from .errors import InputError
 from .profiles import Profile
 from .rewards import GoalRewardEnv
@@ -46,10 +48,18 @@ processor: Callable[[], float] = time.process_time  # of every thread of the pro
 
 @dataclass(frozen=True)
 class Piece:
-    """Something to be timed: one call of `run` does `units` units of work (steps, updates, frames)."""
+    """Something to be timed: one call of `run` does `units` units of work (steps, updates, frames); with `elsewhere`
+    in another process, and returns what `seconds` would have there."""
 
     run: Callable[[], Any]
     units: float = 1.0
+    elsewhere: bool = False
+
+    def seconds(self) -> tuple[float, float]:
+        """Run it once: the seconds that this took by the clock, and in processor time."""
+        began, worked = clock(), processor()
+        found = self.run()
+        return found if self.elsewhere else (clock() - began, processor() - worked)
 
 
 def in_turns(pieces: Mapping[str, Piece], rounds: int, warm: int = 1) -> dict[str, np.ndarray]:
@@ -65,9 +75,7 @@ def in_turns(pieces: Mapping[str, Piece], rounds: int, warm: int = 1) -> dict[st
     with tqdm(total=(warm + rounds) * len(pieces), desc="timing", leave=False) as bar:
         for number in range(-warm, rounds):
             for name in list(pieces) if number % 2 == 0 else reversed(pieces):
-                began, worked = clock(), processor()
-                pieces[name].run()
-                seconds = clock() - began, processor() - worked
+                seconds = pieces[name].seconds()
                 if number >= 0:
                     taken[name].append((seconds[0] / pieces[name].units, seconds[1] / pieces[name].units))
                 bar.update()
@@ -269,7 +277,8 @@ def fb_updates(task: str = "pick-place", rounds: int = 3, profile: str | Profile
 
 
 @contextmanager
-def agent_pieces(task: str, profile: str | Profile) -> Iterator[tuple[dict[str, Piece], dict[str, Any]]]:
+def agent_pieces(task: str, profile: str | Profile, agents: Sequence[str] = ("sac", "dreamer")
+                 ) -> Iterator[tuple[dict[str, Piece], dict[str, Any]]]:
     """An episode of SAC and of DreamerV3, paid densely and learning as a run of the profile does, and one of random
     actions without an agent. Both agents first take the steps after which they begin to learn. A unit is a step."""
     profile = profiles.get_profile(profile)
@@ -278,7 +287,7 @@ def agent_pieces(task: str, profile: str | Profile) -> Iterator[tuple[dict[str, 
     made = {ALONE: _task_env(task, profile)}
     pieces = {ALONE: Piece(_episodes(made[ALONE], steps), steps)}
     try:
-        for name in ("sac", "dreamer"):
+        for name in agents:
             run = training.Run(task, "dense", name, profile=profile.name)
             made[name] = training.build_env(run, profile, {}, training.build_reward(run, profile, {}))
             agent = training._agent(run, profile, made[name])
@@ -318,6 +327,75 @@ def agent_steps(task: str = "pick-place", rounds: int = 5, profile: str | Profil
         taken = in_turns(pieces, rounds)
     return {"task": task, "profile": profiles.get_profile(profile).name, **about, **summary(
         taken, "environment step", [("sac", ALONE), ("dreamer", ALONE), ("dreamer", "sac")])}
+
+
+# --- whose code the sums take -----------------------------------------------------------------------------------------
+
+
+def _pieces_as_if(maker: str, task: str, profile: str, end: Any) -> None:
+    """The life of a process whose MKL is told of `maker`'s processor: sends the units of its pieces (or the InputError
+    that kept it from making them), then the seconds of each piece that it is asked for by name, until asked for None.
+    """
+    rounding.as_if(maker)
+    with contextlib.ExitStack() as made:
+        try:
+            updates, _ = fb_pieces(task, profile, sizes=profile)
+            agents, _ = made.enter_context(agent_pieces(task, profile, ("sac",)))
+            pieces = {"sac": agents["sac"], "F and B": updates["features kept, buffer targets"]}
+        except InputError as problem:
+            end.send(problem)
+            return
+        end.send({name: piece.units for name, piece in pieces.items()})
+        for name in iter(end.recv, None):
+            end.send(pieces[name].seconds())
+
+
+@contextmanager
+def sums_pieces(task: str, profile: str | Profile) -> Iterator[dict[str, Piece]]:
+    """A step of SAC, its environment's included, and an update of F and B ("buffer" targets) at the profile's sizes:
+    once with MKL's code for Intel's processors, once with that for other makers' (`rounding`), each in a process of its
+    own, since what MKL has once chosen it keeps. InputError where MKL cannot be told."""
+    profile = profiles.get_profile(profile)
+    get_task(task)
+    for maker in rounding.MAKERS:
+        rounding.check(maker)
+    apart, pieces, working = multiprocessing.get_context("spawn"), {}, {}
+
+    def asked(end: Any, name: str) -> Callable[[], tuple[float, float]]:
+        def run() -> tuple[float, float]:
+            end.send(name)
+            return end.recv()
+        return run
+
+    try:
+        for maker in rounding.MAKERS:
+            end, theirs = apart.Pipe()
+            process = apart.Process(target=_pieces_as_if, args=(maker, task, profile.name, theirs), daemon=True)
+            process.start()
+            theirs.close()  # theirs alone now: should it die, `recv` ends instead of waiting
+            working[maker] = process, end
+        for maker, (_, end) in working.items():
+            units = end.recv()
+            if isinstance(units, InputError):
+                raise units
+            pieces |= {f"{name}, {maker}": Piece(asked(end, name), count, elsewhere=True)
+                       for name, count in units.items()}
+        yield pieces
+    finally:
+        for process, end in working.values():
+            with contextlib.suppress(OSError):
+                end.send(None)
+            process.join(10)
+            process.kill()
+
+
+def sums(task: str = "pick-place", rounds: int = 5, profile: str | Profile = "laptop") -> dict[str, Any]:
+    """What MKL's code for other makers' processors takes, against that for Intel's, on this processor."""
+    check_rounds(rounds)
+    with sums_pieces(task, profile) as pieces:
+        taken = in_turns(pieces, rounds)
+    return {"task": task, "profile": profiles.get_profile(profile).name, "own": rounding.own(), **summary(
+        taken, "environment step, or update", [(f"{what}, other", f"{what}, intel") for what in ("sac", "F and B")])}
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ what they say. No test asserts how fast anything is."""
 import contextlib
 import importlib.util
 import math
+import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genreward import comparison, files, goals, profiles, reward_study, timing, training
+from genreward import comparison, files, goals, profiles, reward_study, rounding, timing, training
 from genreward.errors import InputError
 from genreward.forward_backward import ForwardBackward
 
@@ -101,6 +102,15 @@ def test_the_order_alternates_and_the_first_round_does_not_count(fake):
     assert "".join(fake.called) == "ab"
 
 
+def test_of_a_piece_in_another_process_that_ones_clocks_count(fake):
+    def asked():
+        fake.piece("waiting", 100.0).run()
+        return 3.0, 1.0
+
+    taken = timing.in_turns({"there": timing.Piece(asked, 2.0, elsewhere=True), "here": fake.piece("here", 2.0)}, 1)
+    assert taken["there"].tolist() == [[1.5, 0.5]] and taken["here"].tolist() == [[2.0, 1.0]]
+
+
 def test_short_pieces_are_repeated_and_counted(fake):
     piece = timing.lasting(fake.piece("a", 0.03125, 5))
     assert len(fake.called) == 2 and piece.units == 8 * 5  # 8 times 1/32 s
@@ -131,7 +141,7 @@ def test_what_cannot_be_timed_is_said_in_a_line(fake, root):
         timing.in_turns({"a": fake.piece("a", 1.0, 0)}, 1)
     with pytest.raises(InputError, match="'a' took no measurable time"):
         timing.ratio(timing.in_turns({"a": fake.piece("a", 0.0), "b": fake.piece("b", 1.0)}, 1), "b", "a")
-    for measure in (timing.reward_overhead, timing.fb_updates, timing.agent_steps, timing.scoring):
+    for measure in (timing.reward_overhead, timing.fb_updates, timing.agent_steps, timing.scoring, timing.sums):
         with pytest.raises(InputError, match="rounds must be at least 1, got -1"):
             measure(rounds=-1)
         with pytest.raises(InputError, match="unknown profile 'desktop'"):
@@ -341,6 +351,45 @@ def test_the_agents_are_learning_when_they_are_timed(small, monkeypatch):
         assert (sac.model._n_updates - before[0], dreamer.updates - before[1]) == (8, 8) and sac.steps == 48
 
 
+def test_each_of_two_processes_is_told_of_a_maker_before_it_makes_anything(fake, monkeypatch):
+    done = []
+    monkeypatch.setattr(timing.rounding, "as_if", lambda maker: done.append(f"as if {maker}"))
+
+    def updates(task, profile, sizes):
+        done.append(f"F and B of {task}, {sizes}")
+        return {"features kept, buffer targets": fake.piece("update", 3.0, 10)}, {}
+
+    @contextlib.contextmanager
+    def agents(task, profile, which):
+        done.append(f"{which} on {task}")
+        yield {"sac": fake.piece("step", 2.0, 256)}, {}
+        done.append("closed")
+
+    monkeypatch.setattr(timing, "fb_pieces", updates)
+    monkeypatch.setattr(timing, "agent_pieces", agents)
+    here, there = multiprocessing.Pipe()
+    for said in ("F and B", "sac", None):
+        here.send(said)
+    timing._pieces_as_if("intel", "reach", "smoke", there)
+    assert done == ["as if intel", "F and B of reach, smoke", "('sac',) on reach", "closed"]
+    assert [here.recv() for _ in range(3)] == [{"sac": 256, "F and B": 10}, (3.0, 1.5), (2.0, 1.0)]
+    assert fake.called == ["update", "step"]
+
+
+@pytest.mark.skipif(rounding.own() is None, reason="a PyTorch without MKL: there is nobody to tell")
+def test_what_a_process_lacks_is_said_here_and_none_is_left(root):
+    with pytest.raises(InputError, match="no such video model folder: .*smoke"), timing.sums_pieces("reach", "smoke"):
+        pytest.fail("made without weights")
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_is_begun_where_mkl_cannot_be_told(monkeypatch):
+    monkeypatch.setattr(timing.rounding, "_library", lambda: None)
+    monkeypatch.setattr(timing.multiprocessing, "get_context", lambda kind: pytest.fail("begun"))
+    with pytest.raises(InputError, match="no MKL that can be told"), timing.sums_pieces("reach", "smoke"):
+        pytest.fail("made")
+
+
 def test_all_score_the_same_frames_and_none_profits_from_another(small, monkeypatch):
     monkeypatch.setitem(profiles.PROFILES, "smoke", small)
     scored, counted = [], []
@@ -386,7 +435,7 @@ def test_make_bench_runs_them_all():
     makefile = (BENCHMARKS.parent / "Makefile").read_text()
     assert "benchmarks/*.py" in makefile.partition("\nbench:")[2].partition("\n\n")[0]
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
-    assert names == {"render", "reward_overhead", "fb_updates", "agents", "scoring"}
+    assert names == {"render", "reward_overhead", "fb_updates", "agents", "scoring", "sums"}
     for name in names:
         assert f"results/bench/{name}.json" in (BENCHMARKS / f"{name}.py").read_text()
 
