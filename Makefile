@@ -36,7 +36,7 @@ figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): f
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
-results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray)
+results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray ROUNDED_AS=intel)
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
 	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(ROUNDED_AS),--rounded-as $(ROUNDED_AS))
