@@ -463,6 +463,10 @@ def test_its_measured_ratio_is_the_one_on_record():
     measured = files.read_json(ROOT / "results" / "bench" / "render.json")
     assert f"drew {measured['ratio']:.0f} times as many" in TEXT and measured["size"] == 64
     assert round(measured["processor_ratio"]) == 14 and "fourteenth of the processor time" in TEXT
+    of = files.read_json(ROOT / "results" / "bench" / "sums.json")
+    times = {one["piece"]: one["processor_ratio"] for one in of["ratios"] if one["over"].endswith(", intel")}
+    assert (f"on AMD | the same with `--rounded-as intel` | {times['sac, other']:.1f}; {times['F and B, other']:.1f} |"
+            in TEXT) and "AMD" in of["provenance"]["processor"]
 
 
 def test_its_seconds_by_part_are_those_on_record():
