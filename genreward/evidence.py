@@ -452,6 +452,37 @@ def gained(row: Any) -> str:
     return f"{'+' if row.value > 0 else ''}{ranged(row)}"
 
 
+def seed_for_seed(profile: str | Profile, name: str, share: float = 0.6) -> pd.DataFrame:
+    """How far agents stay from the control's that has their own seed, and from its other seeds: a reward that is too
+    quiet to be heard leaves the agent what it would have been without.
+
+    One line for each task and curve with two seeds or more on both sides: task, curve, method, control, same and other
+    (mean absolute difference of the returns at the same evaluation, between runs of the same seed and of two seeds), n
+    (seeds that both have), steps (up to which: that `share` of the run's length; later on anything diverges).
+    """
+    table = rows(profile, name)
+    table = table[(table["metric"] == "return") & (table["agent"] != "zero_shot") & (table["variant"] == "")]
+    steps = int(share * table["step"].max()) if len(table) else 0
+    lines = []
+    for task, of in table[table["step"] <= steps].groupby("task", sort=False):
+        curves = {curve: part.pivot(index="step", columns="seed", values="value")
+                  for curve, part in of.groupby("curve", sort=False)}
+        methods = of.drop_duplicates("curve").set_index("curve")["method"]
+        for curve, method in methods.items():
+            control = figures.label(training.METHODS[method].env_reward)
+            if curve == control or control not in curves:
+                continue
+            own, alone = curves[curve], curves[control]
+            apart = {(a, b): float((own[a] - alone[b]).abs().mean()) for a in own for b in alone}
+            same, other = ([distance for (a, b), distance in apart.items() if (a == b) == wanted]
+                           for wanted in (True, False))
+            if len(same) > 1 and other:
+                lines.append({"task": task, "curve": curve, "method": method, "control": control,
+                              "same": float(np.mean(same)), "other": float(np.mean(other)), "n": len(same),
+                              "steps": steps})
+    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", "same", "other", "n", "steps"])
+
+
 def sentences(profile: str | Profile, name: str, control: str | None = None, longer: str | None = None,
               step: int | None = None) -> list[str]:
     """`contrasts` in words, a line each; where there are none, the command that makes the runs."""

@@ -106,6 +106,25 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     assert evidence.verdict(against.loc["Sparse reward"]) == "worse"
 
 
+def test_a_reward_too_quiet_to_be_heard_leaves_agents_near_the_control_of_their_own_seed(tiny):
+    assert evidence.seed_for_seed("tiny", "easy").empty
+    for run, value in zip(runs("reach", "sparse"), (10.0, 20.0, 30.0), strict=True):
+        record(run, [value, 900.0 * value, 0.0])
+    for run, value in zip(runs("reach", "genreward_sound")[:1], (11.0,), strict=True):
+        record(run, [value, 0.0, 0.0])
+    assert evidence.seed_for_seed("tiny", "easy").empty  # of one seed nothing is said
+    for run, value in zip(runs("reach", "genreward_sound")[1:], (22.0, 27.0), strict=True):
+        record(run, [value, 0.0, 0.0])
+    (line,) = evidence.seed_for_seed("tiny", "easy").to_dict("records")
+    assert (line["task"], line["curve"], line["control"]) == (
+        "reach", "GenReward (every step, buffer targets)", "Sparse reward")
+    # 768 steps, evaluated at each 256th: of the first three fifths the first evaluation
+    assert (line["same"], line["other"], line["n"], line["steps"]) == (
+        2.0, (9 + 19 + 12 + 8 + 17 + 7) / 6, 3, 460)
+    (line,) = evidence.seed_for_seed("tiny", "easy", share=1.0).to_dict("records")
+    assert line["same"] == pytest.approx((1 + 9_000 + 2 + 18_000 + 3 + 27_000) / 9)
+
+
 def test_comparisons_are_counted_once_a_pair_and_corrected_together(tiny):
     given = {("sparse", ""): [10.0, 12.0, 11.0], ("genreward_sound", ""): [20.0, 23.0, 26.0],
              ("genreward_sound", "+sound_alpha-0.0"): [9.0, 11.0, 13.5]}

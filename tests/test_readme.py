@@ -171,6 +171,15 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
             f"{last}.") in text
     assert len({"reach", "drawer-close", "pick-place", *trained}) == 5 and "on the five tasks where" in text
     assert "it is at most 1.4% of what they are paid while they learn" in text
+    apart = evidence.seed_for_seed("laptop", "fig5").set_index(["curve", "task"])
+    quiet = apart.loc[figures.label("genreward")].loc[list(trained)]
+    said = [", ".join(f"{value:.2g}" for value in quiet[column][:-1]) + f" and {quiet[column].iloc[-1]:.2g}"
+            for column in ("same", "other")]
+    loud = apart.loc[(figures.label("genreward_sound"), "pick-place")]
+    assert (f"up to {quiet['steps'].iloc[0]:,} steps their returns lie {said[0]} apart, those of two seeds {said[1]} "
+            f"(repaired, on pick-place, {loud['same']:.2g} and {loud['other']:.2g}: no nearer than another seed; "
+            "notebook 08)") in text and loud["same"] > loud["other"]
+    assert (quiet["same"] < 0.3 * quiet["other"]).all()  # "nearly where the same seed goes without it"
 
 
 def test_what_it_tells_of_what_was_foretold_is_on_record():
