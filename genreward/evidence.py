@@ -463,23 +463,20 @@ def seed_for_seed(profile: str | Profile, name: str, share: float = 0.6) -> pd.D
     table = rows(profile, name)
     table = table[(table["metric"] == "return") & (table["agent"] != "zero_shot") & (table["variant"] == "")]
     steps = int(share * table["step"].max()) if len(table) else 0
-    lines = []
-    for task, of in table[table["step"] <= steps].groupby("task", sort=False):
-        curves = {curve: part.pivot(index="step", columns="seed", values="value")
-                  for curve, part in of.groupby("curve", sort=False)}
-        methods = of.drop_duplicates("curve").set_index("curve")["method"]
-        for curve, method in methods.items():
-            control = figures.label(training.METHODS[method].env_reward)
-            if curve == control or control not in curves:
-                continue
-            own, alone = curves[curve], curves[control]
-            apart = {(a, b): float((own[a] - alone[b]).abs().mean()) for a in own for b in alone}
-            same, other = ([distance for (a, b), distance in apart.items() if (a == b) == wanted]
-                           for wanted in (True, False))
-            if len(same) > 1 and other:
-                lines.append({"task": task, "curve": curve, "method": method, "control": control,
-                              "same": float(np.mean(same)), "other": float(np.mean(other)), "n": len(same),
-                              "steps": steps})
+    table, lines = table[table["step"] <= steps], []
+    for (task, curve, method), of in table.groupby(["task", "curve", "method"], sort=False):
+        control = training.METHODS[method].env_reward
+        against = table[(table["task"] == task) & (table["method"] == control)]
+        if method == control or against.empty:
+            continue
+        own, alone = (part.pivot(index="step", columns="seed", values="value") for part in (of, against))
+        apart = {(a, b): float((own[a] - alone[b]).abs().mean()) for a in own for b in alone}
+        same, other = ([distance for (a, b), distance in apart.items() if (a == b) == wanted]
+                       for wanted in (True, False))
+        if len(same) > 1:
+            lines.append({"task": task, "curve": curve, "method": method, "control": against["curve"].iloc[0],
+                          "same": float(np.mean(same)), "other": float(np.mean(other)), "n": len(same),
+                          "steps": steps})
     return pd.DataFrame(lines, columns=["task", "curve", "method", "control", "same", "other", "n", "steps"])
 
 

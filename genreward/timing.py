@@ -279,8 +279,8 @@ def fb_updates(task: str = "pick-place", rounds: int = 3, profile: str | Profile
 @contextmanager
 def agent_pieces(task: str, profile: str | Profile, agents: Sequence[str] = ("sac", "dreamer")
                  ) -> Iterator[tuple[dict[str, Piece], dict[str, Any]]]:
-    """An episode of SAC and of DreamerV3, paid densely and learning as a run of the profile does, and one of random
-    actions without an agent. Both agents first take the steps after which they begin to learn. A unit is a step."""
+    """An episode of each of the agents, paid densely and learning as a run of the profile does, and one of random
+    actions without an agent. The agents first take the steps after which they begin to learn. A unit is a step."""
     profile = profiles.get_profile(profile)
     get_task(task)
     steps = profile.episode_steps
