@@ -12,7 +12,7 @@ beside the claim; nobody types one. Four are possible:
 - *not measured yet*: the runs that would tell are declared and not made; the command is named.
 
     python -m genreward.claims --profile laptop                # the table, in Markdown
-    python -m genreward.claims --profile laptop --write README.md   # put it, and what agents learned, there
+    python -m genreward.claims --profile laptop --write README.md   # put it, and the tables of what agents learned, there
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ REPRODUCED, NOT, UNTESTABLE, OPEN = "reproduced", "not reproduced", "not testabl
 VERDICTS = (REPRODUCED, NOT, UNTESTABLE, OPEN)
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 LEARNED = "<!-- learned: begin -->", "<!-- learned: end -->"
+ON_PAPERS_TASKS = "<!-- paper's tasks: begin -->", "<!-- paper's tasks: end -->"
 
 
 class Finding(NamedTuple):
@@ -301,24 +302,33 @@ def markdown(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def on_papers_tasks(profile: str | Profile) -> str:
+    """What agents reached on the paper's tasks (Fig. 5), for README: a table in Markdown as `learned`'s first."""
+    return _of_methods(profile, "fig5")
+
+
 def learned(profile: str | Profile) -> str:
     """What agents reached on the easy tasks, for README, in Markdown. One table of every method, a column a task that
     has finished runs of any kind, between random actions and the scripted expert; one of the reward's parts and goals
     on the task of Fig. 9, on the grid's seeds and on fresh ones. A cell: mean final dense return, [Student's 95%
     interval], number of seeds, and the share of evaluation episodes with success."""
-    found = evidence.summary(profile, "easy")
-    tasks = list(dict.fromkeys(found.loc[found["n"] > 0, "task"]))
-    if not tasks:
-        return f"No run on record yet: make results PROFILE={profiles.get_profile(profile).name} ONLY=easy"
-    yardsticks = evidence.reference_table(profile, tasks)
-    of_methods = evidence.with_references(found[found["task"].isin(tasks)], yardsticks)
     seeds = {"the grid's seeds": ("fig9_easy", "fig10_easy"), "fresh seeds": ("again",),
              "fresh seeds, twice the steps": ("longer",)}
     of_parts = pd.concat([evidence.summary(profile, name).assign(task=column) for column, names in seeds.items()
                           for name in names])
     kept = of_parts["task"].isin(set(of_parts.loc[of_parts["n"] > 0, "task"]))
-    tables = [_grid("paid, or acting", of_methods), _grid("drawer-close, paid", of_parts[kept])]
+    tables = [_of_methods(profile, "easy"), _grid("drawer-close, paid", of_parts[kept])]
     return "\n\n".join(table for table in tables if table)
+
+
+def _of_methods(profile: str | Profile, name: str) -> str:
+    """The final summaries of an experiment as a table, or the command that makes its runs."""
+    found = evidence.summary(profile, name)
+    tasks = list(dict.fromkeys(found.loc[found["n"] > 0, "task"]))
+    if not tasks:
+        return f"No run on record yet: make results PROFILE={profiles.get_profile(profile).name} ONLY={name}"
+    yardsticks = evidence.reference_table(profile, tasks)
+    return _grid("paid, or acting", evidence.with_references(found[found["task"].isin(tasks)], yardsticks))
 
 
 def _grid(head: str, found: pd.DataFrame) -> str:
@@ -341,8 +351,9 @@ def _put(page: str, text: str, begin: str, end: str, path: str | Path) -> str:
 
 
 def write(profile: str | Profile, path: str | Path) -> None:
-    """Put both tables between their markers in a file; where a marker is missing it is left as it is."""
-    page = _put(Path(path).read_text(encoding="utf-8"), learned(profile), *LEARNED, path)
+    """Put all tables between their markers in a file; where a marker is missing it is left as it is."""
+    page = _put(Path(path).read_text(encoding="utf-8"), on_papers_tasks(profile), *ON_PAPERS_TASKS, path)
+    page = _put(page, learned(profile), *LEARNED, path)
     page = _put(page, markdown(findings(profile)), BEGIN, END, path)
     with files.atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -630,6 +630,20 @@ def test_what_agents_learned_stands_between_random_actions_and_the_expert(tiny, 
         "| --- | --- | --- | --- |", "| Sparse reward | 400 (n=1), 100% | 7 (n=1), 0% | 300 (n=1), 100% |"]
 
 
+def test_the_papers_tasks_have_a_table_of_their_own_with_a_dash_where_nothing_was_run(tiny, monkeypatch):
+    assert "ONLY=fig5" in claims.on_papers_tasks("tiny")
+    pick = {(run.task, run.method): run for run in experiments.experiments("tiny")["fig5"].runs("tiny") if not run.seed}
+    for task, method, value in (("pick-place", "dense", 3.0), ("bin-picking", "dense", 4.0),
+                                ("bin-picking", "genreward_dense", 200.0)):
+        record(pick[task, method], [0.0, 0.0, value])
+    monkeypatch.setattr(evidence, "reference_table", lambda profile, tasks: pd.DataFrame(
+        {"return": 5.0, "success": 0.0, "n": 20}, index=pd.MultiIndex.from_product([tasks, ["random"]])))
+    assert claims.on_papers_tasks("tiny").splitlines() == [
+        "| paid, or acting | pick-place | bin-picking |", "| --- | --- | --- |",
+        "| Random actions | 5 (n=20), 0% | 5 (n=20), 0% |", "| Dense reward | 3 (n=1), 0% | 4 (n=1), 0% |",
+        "| GenReward (as printed) | - | 200 (n=1), 100% |"]
+
+
 def test_a_study_must_show_it_on_every_task_not_on_their_mean(tiny, monkeypatch):
     rows = [("genreward_video", task, "auroc_failure", value, value - 0.1, value + 0.1, 30)
             for task, value in (("reach", 0.9), ("push", 0.55), ("all", 0.75))]
@@ -652,13 +666,15 @@ def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
 
 def test_the_table_is_put_between_the_markers_and_nowhere_else(tiny, tmp_path):
     page = tmp_path / "page.md"
-    begin, end = claims.LEARNED
-    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nbetween\n{begin}\nold\n{end}\nafter\n")
+    (begin, end), (first, last) = claims.LEARNED, claims.ON_PAPERS_TASKS
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nbetween\n{begin}\nold\n{end}\nafter\n"
+                    f"{first}\nold\n{last}\n")
     for _ in range(2):
         claims.write("tiny", page)
         table, learned = claims.markdown(claims.findings("tiny")), claims.learned("tiny")
-        assert page.read_text() == (f"before\n{claims.BEGIN}\n{table}\n{claims.END}\nbetween\n{begin}\n{learned}\n{end}"
-                                    "\nafter\n")
+        assert page.read_text() == (
+            f"before\n{claims.BEGIN}\n{table}\n{claims.END}\nbetween\n{begin}\n{learned}\n{end}\nafter\n"
+            f"{first}\n{claims.on_papers_tasks('tiny')}\n{last}\n")
     page.write_text("no markers")
     with pytest.raises(InputError, match="must hold"):
         claims.write("tiny", page)
