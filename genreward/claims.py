@@ -12,7 +12,7 @@ beside the claim; nobody types one. Four are possible:
 - *not measured yet*: the runs that would tell are declared and not made; the command is named.
 
     python -m genreward.claims --profile laptop                # the table, in Markdown
-    python -m genreward.claims --profile laptop --write README.md   # put it, and the tables of what agents learned, there
+    python -m genreward.claims --profile laptop --write README.md   # put it, and what agents learned, there
 """
 
 from __future__ import annotations

@@ -611,12 +611,12 @@ def findings(table: pd.DataFrame, suite: str) -> list[str]:
                 continue
             lost = hard[(hard["model"] == name) & (hard["metric"] == f"fall_{metric}") & (hard["low"] > 0)]
             worst = lost.sort_values("value", ascending=False)
-            text = ", ".join(f"{one.condition} {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
-                             for one in worst.itertuples())
+            text = "".join(f", most under {one.condition} (by {one.value:.2f} [{one.low:.2f}, {one.high:.2f}])"
+                           for one in worst.head(1).itertuples())
             held = hard[(hard["model"] == name) & (hard["metric"] == metric)]
             still = int((held["low"] > coin).sum())
-            said.append(f"{start}: {tells}; falls under {len(worst)} of {len(held)} hard distractions"
-                        + (f" ({text})" if text else "") + f" and still does so under {still}.")
+            said.append(f"{start}: {tells}; falls under {len(worst)} of {len(held)} hard distractions{text}; above the "
+                        f"coin under {still} of {len(held)}.")
     return said
 
 

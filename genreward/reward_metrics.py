@@ -7,7 +7,7 @@ episodes of one start share object and goal; `over_tasks` gives the wider one, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,23 +196,48 @@ def quality_of(name: str, table: pd.DataFrame, seed: int = 0, resamples: int = r
     (`resamples` times, generator seeded), tasks on their own; n is the number of starts (for "function": of those with
     pairs), and one start a task gives no interval. A metric that is defined for no episode has the value NaN.
     """
-    draws: dict[str, list[np.ndarray]] = {}
-    counts: dict[str, list[int]] = {}
-    rows = []
+    return _rows(name, _drawn(table, seed, resamples))
+
+
+def ahead(name: str, table: pd.DataFrame, rival: pd.DataFrame, metrics: Sequence[str] | None = None, seed: int = 0,
+          resamples: int = results.RESAMPLES) -> pd.DataFrame:
+    """How far one model is ahead of another on the same episodes: `quality_of`'s rows (of some `metrics`, or of all)
+    with the difference of the two as value. Both are asked about the starts that were drawn, the same for either, so
+    that the interval is that of the difference. Models of other starts are refused with an InputError."""
+    starts = [rows.groupby("task")["start"].unique().map(set).to_dict() for rows in (table, rival)]
+    if starts[0] != starts[1]:
+        raise InputError(f"{name} and its rival were not scored on the same starts of the same tasks")
+    own, other = (_drawn(rows, seed, resamples, metrics) for rows in (table, rival))
+    return _rows(name, {key: (values - other[key][0], n) for key, (values, n) in own.items() if key in other})
+
+
+def _drawn(table: pd.DataFrame, seed: int, resamples: int, metrics: Sequence[str] | None = None
+           ) -> dict[tuple[str, str], tuple[np.ndarray, int]]:
+    """(task, metric) -> (1 + resamples,) values, the estimate first, and n. What is drawn depends on seed, task and
+    number of starts only, so two models that were scored on the same episodes meet the same draws."""
+    found = {}
     for task, part in table.groupby("task", sort=False):
         starts = part["start"].nunique()
         rng = np.random.default_rng([seed, starts, *str(task).encode()])
         drawn = np.vstack([np.ones(starts), rng.multinomial(starts, np.full(starts, 1 / starts), resamples)])
         for metric, measure in _measures(part).items():
+            if metrics is not None and metric not in metrics:
+                continue
             with np.errstate(invalid="ignore", divide="ignore"):
                 values = measure(drawn)
             n = part.loc[part["kind"].isin(FAKES), "start"].nunique() if metric.startswith("function") else starts
-            draws.setdefault(metric, []).append(values)
-            counts.setdefault(metric, []).append(n)
-            rows.append(_row(name, str(task), metric, values, n, n > 1))
-    for metric, values in draws.items():
-        n = counts[metric]
-        rows.append(_row(name, "all", metric, np.mean(values, axis=0), sum(n), max(n) > 1))
+            found[str(task), metric] = values, n
+    return found
+
+
+def _rows(name: str, drawn: Mapping[tuple[str, str], tuple[np.ndarray, int]]) -> pd.DataFrame:
+    """What was drawn, task by task and over all of them."""
+    rows = [_row(name, task, metric, values, n, n > 1) for (task, metric), (values, n) in drawn.items()]
+    for metric in dict.fromkeys(metric for _, metric in drawn):
+        of = [drawn[key] for key in drawn if key[1] == metric]
+        counts = [n for _, n in of]
+        rows.append(_row(name, "all", metric, np.mean([values for values, _ in of], axis=0), sum(counts),
+                         max(counts) > 1))
     return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
 
 
@@ -270,7 +295,8 @@ VERDICTS = {
 
 def verdicts(found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
     """model, question, verdict (1: the 95% interval lies above the coin's value, -1: below, 0: it holds it), text. A
-    model without an interval gets 0."""
+    model without an interval gets 0, and so does one that wins the pairs of an odd success and a fake but not those in
+    which nothing is odd: it likes the oddity and does not see the fake."""
     rows = []
     at = found[found["task"] == task].set_index(["model", "metric"])
     for name in dict.fromkeys(found["model"]):
@@ -280,15 +306,21 @@ def verdicts(found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
             row = at.loc[(name, metric)]
             sign = int(row["low"] > coin) - int(row["high"] < coin)
             text = {1: above, -1: below, 0: neither}[sign]
+            if question == "function" and sign == 1:
+                plain = [at.loc[key] for fake in FAKES if (key := (name, f"function:expert:{fake}")) in at.index]
+                if not all(one["low"] > coin for one in plain):
+                    sign, text = 0, "prefers the odd look itself, as it does not see the fake where nothing is odd"
             rows.append({"model": name, "question": question, "verdict": sign,
                          "text": f"{name} {text} ({printed(row)}, n={row['n']})"})
     return pd.DataFrame(rows, columns=["model", "question", "verdict", "text"])
 
 
-def conclusions(found: pd.DataFrame) -> list[str]:
-    """What the study says, in sentences made from its numbers: who passes which question, how the controls do, and the
-    distance between models that differ in one thing."""
-    given = verdicts(found)
+def conclusions(found: pd.DataFrame, better: Mapping[str, Collection[str]] | None = None,
+                controls: Collection[str] = ()) -> list[str]:
+    """What the study says, in sentences made from its numbers: who passes which question, of them who does better than
+    what has learned nothing (`better`: question -> models), and the distance between models that differ in one thing.
+    `controls` are not counted."""
+    given = verdicts(found[~found["model"].isin(list(controls))])
     lines = []
     for question, (_, _, above, below, _) in VERDICTS.items():
         of = given[given["question"] == question]
@@ -296,7 +328,15 @@ def conclusions(found: pd.DataFrame) -> list[str]:
             continue
         for sign, text in ((1, above), (-1, below)):
             names = of.loc[of["verdict"] == sign, "model"].tolist()
-            lines.append(f"{len(names)} of {len(of)} models: {text}" + (f" ({', '.join(names)})." if names else "."))
+            line = f"{len(names)} of {len(of)} models: {text}" + (f" ({', '.join(names)})" if names else "")
+            if sign == 1 and names and better is not None:
+                led = [name for name in names if name in better.get(question, ())]
+                line += f"; of these better than the best control: {', '.join(led) or 'none'}"
+            lines.append(f"{line}.")
+        odd = of.loc[of["text"].str.contains("odd look itself"), "model"].tolist()
+        if odd:
+            lines.append(f"{', '.join(odd)}: wins its pairs by the odd look itself, as it does not see the fake where "
+                         "nothing is odd.")
     at = found[found["task"] == "all"].set_index(["model", "metric"])
     for first, second, what in COMPARISONS:
         shown = []

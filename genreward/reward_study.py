@@ -24,7 +24,7 @@ import hashlib
 import importlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from .reward_episodes import (
     results_folder,
     study_folder,
 )
-from .reward_metrics import METRICS, QUALITY_COLUMNS, REMEDIES, episode_scores, printed, quality_of
+from .reward_metrics import METRICS, QUALITY_COLUMNS, REMEDIES, ahead, episode_scores, printed, quality_of
 from .rewards import RewardModel, make_reward, mean_latent
 from .rewards import table1 as properties_table
 from .study import selection_hits
@@ -597,16 +597,33 @@ def scored_models(profile: str | Profile) -> list[str]:
 
 def quality(profile: str | Profile, models: Sequence[str] | None = None) -> pd.DataFrame:
     """Metrics of all models on record (or of `models`), computed from the committed raw scores: see `quality_of`."""
-    names = list(models) if models is not None else scored_models(profile)
+    return pd.concat([quality_of(name, table) for name, table in _scored_episodes(profile, models).items()],
+                     ignore_index=True)
+
+
+def ahead_of(profile: str | Profile, controls: Mapping[str, str], models: Sequence[str] | None = None) -> pd.DataFrame:
+    """How far models are ahead of a control, on the same starts: rows as `quality`'s whose value is a difference
+    (`reward_metrics.ahead`). controls: metric -> the model that it is taken to."""
+    tables = _scored_episodes(profile, [*(models or scored_models(profile)), *controls.values()])
+    rows = []
+    for control in dict.fromkeys(controls.values()):
+        asked = [metric for metric, name in controls.items() if name == control]
+        rows += [ahead(name, table, tables[control], asked) for name, table in tables.items() if name != control]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _scored_episodes(profile: str | Profile, models: Sequence[str] | None) -> dict[str, pd.DataFrame]:
+    """Model -> the final and summed score of every episode (`episode_scores`)."""
+    names = list(dict.fromkeys(models)) if models is not None else scored_models(profile)
     if not names:
         raise InputError(f"no model has been scored yet; do it with: python -m genreward.reward_study score --profile "
                          f"{profiles.get_profile(profile).name}")
     episodes, steps = load_trajectories(profile)
-    tables = []
+    tables = {}
     for name in names:
         scores, made = load_scores(profile, name)
-        tables.append(quality_of(name, episode_scores(episodes, steps, scores, list(made["tasks"]))))
-    return pd.concat(tables, ignore_index=True)
+        tables[name] = episode_scores(episodes, steps, scores, list(made["tasks"]))
+    return tables
 
 
 def summary_table(profile: str | Profile, found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
@@ -687,6 +704,31 @@ def goal_frame_hits(profile: str | Profile) -> pd.DataFrame:
     "there and back" plays a clip forwards and then backwards, so that the success lies in the middle: a rule that only
     knows that experts end well fails there. "random" is the expectation over a frame drawn uniformly.
     """
+    rows = []
+    for (kind, rule), by_task in _goal_frame_hits(profile).items():
+        rows += [{"clips": kind, "rule": rule, "task": task, **results.bootstrap_ci(values)._asdict()}
+                 for task, values in by_task.items()]
+        rows.append({"clips": kind, "rule": rule, "task": "all", **results.stratified_ci(by_task, np.mean)._asdict()})
+    return pd.DataFrame(rows)
+
+
+def goal_frame_changes(profile: str | Profile) -> pd.DataFrame:
+    """What a rule changes against Eq. 6 alone, clip by clip: columns clips, rule, value (mean difference of hits), low,
+    high (95%, clips drawn again within their tasks), n, gained and lost (clips). Every rule chooses from the same
+    clips, so it is the difference that has to be told from zero, and two intervals may overlap where it is."""
+    found, rows = _goal_frame_hits(profile), []
+    for (kind, rule), by_task in found.items():
+        if rule == "clip":
+            continue
+        change = {task: np.subtract(values, found[kind, "clip"][task]) for task, values in by_task.items()}
+        every = np.concatenate(list(change.values()))
+        rows.append({"clips": kind, "rule": rule, **results.stratified_ci(change, np.mean)._asdict(),
+                     "gained": int((every > 0).sum()), "lost": int((every < 0).sum())})
+    return pd.DataFrame(rows)
+
+
+def _goal_frame_hits(profile: str | Profile) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(clips, rule) -> task -> whether the chosen frame of each clip shows success, the clips in one order."""
     path = results_folder(profile) / "goal_frames.npz"
     if not path.is_file():
         raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study goals "
@@ -709,12 +751,7 @@ def goal_frame_hits(profile: str | Profile) -> pd.DataFrame:
             plain = selection_hits([scores], [truth], 1)
             for rule, hit in (of | {"random": plain["random"][0], "last": plain["last"][0]}).items():
                 hits.setdefault((kind, rule), {}).setdefault(task, []).append(float(hit))
-    rows = []
-    for (kind, rule), by_task in hits.items():
-        rows += [{"clips": kind, "rule": rule, "task": task, **results.bootstrap_ci(values)._asdict()}
-                 for task, values in by_task.items()]
-        rows.append({"clips": kind, "rule": rule, "task": "all", **results.stratified_ci(by_task, np.mean)._asdict()})
-    return pd.DataFrame(rows)
+    return hits
 
 
 # ---- results on record

@@ -178,8 +178,8 @@ def test_sentences_say_what_the_numbers_say():
                           row("camera-hard-static", "fall_auroc_failure", 0.4, 0.2, 0.6),
                           row("colour-hard-static", "fall_auroc_failure", 0.0, -0.1, 0.1)])
     first, second = distractor_study.findings(table, "metaworld")
-    assert "falls under 1 of 2 hard distractions (camera-hard-static 0.40 [0.20, 0.60])" in first
-    assert "still does so under 1" in first and "nothing to lose" in second
+    assert "falls under 1 of 2 hard distractions, most under camera-hard-static (by 0.40 [0.20, 0.60])" in first
+    assert first.endswith("above the coin under 1 of 2.") and "nothing to lose" in second
     assert distractor_study.findings(table, "dm_control") == []
 
 

@@ -18,6 +18,7 @@ from genreward.reward_metrics import (
     METRICS,
     OVER_TASKS,
     QUALITY_COLUMNS,
+    ahead,
     auroc,
     conclusions,
     episode_scores,
@@ -380,6 +381,17 @@ def test_looks_and_function_are_told_apart():
     assert {f"function:{look}:{fake}" for look in LOOKS for fake in FAKES} <= set(found["metric"])
 
 
+def test_who_likes_the_oddity_is_not_said_to_see_the_function():
+    def by_oddity(far, when, kind, draw):
+        return np.full(len(when), float(kind in LOOKS))  # wins every counted pair, and is a coin where nothing is odd
+
+    found = quality_of("odd", episode_scores(*made_up(by_oddity, starts=12, pairs=12)), resamples=50)
+    assert found.set_index(["task", "metric"]).loc[("all", "function"), "low"] == 1
+    given = verdicts(found).set_index("question").loc["function"]
+    assert given["verdict"] == 0 and "prefers the odd look itself" in given["text"]
+    assert any(line.startswith("odd: wins its pairs by the odd look itself") for line in conclusions(found))
+
+
 def test_intervals_hold_their_value_and_are_the_same_again():
     given = episode_scores(*made_up(lambda far, when, kind, draw: far + draw.normal(size=len(far)), starts=12, pairs=5,
                                     tasks=("push", "reach")))
@@ -392,6 +404,24 @@ def test_intervals_hold_their_value_and_are_the_same_again():
         assert value["all"] == pytest.approx((value["push"] + value["reach"]) / 2), metric
     n = found.set_index(["task", "metric"])["n"]
     assert n["all", "partial"] == 24 and n["push", "pairwise"] == 12 and n["all", "function"] == 10
+
+
+def test_a_model_is_no_distance_ahead_of_itself_and_half_a_scale_of_a_coin():
+    """The starts that are drawn are the same for both, so a model's distance to itself has no width at all."""
+    noisy = episode_scores(*made_up(lambda far, when, kind, draw: far + draw.normal(size=len(far)), starts=12, pairs=5,
+                                    tasks=("push", "reach")))
+    same = ahead("noisy", noisy, noisy, resamples=100)
+    assert (same[["value", "low", "high"]] == 0).all(axis=None) and len(same) == len(quality_of("noisy", noisy))
+    one, other = (quality_of("noisy", noisy.assign(final=noisy["final"] + shift), resamples=100) for shift in (0, 9))
+    pd.testing.assert_frame_equal(one, other)  # a constant changes nothing, so nothing is gained by it either
+    coin = episode_scores(*made_up(lambda far, when, *_: when / len(when), starts=12, pairs=5, tasks=("push", "reach")))
+    found = ahead("noisy", noisy, coin, ["auroc_failure"], resamples=100).set_index("task")
+    own = quality_of("noisy", noisy, resamples=100)
+    own = own[own["metric"] == "auroc_failure"].set_index("task")
+    for column in ("value", "low", "high"):  # the clock's 0.5 does not vary: what is left is the model's own interval
+        assert found[column].to_numpy() == pytest.approx(own.loc[found.index, column].to_numpy() - 0.5)
+    with pytest.raises(InputError, match="not scored on the same starts"):
+        ahead("noisy", noisy, coin[coin["start"] > 0])
 
 
 def test_one_start_gives_no_interval():
@@ -417,6 +447,9 @@ def test_words_follow_from_the_numbers():
     given = verdicts(found).set_index(["model", "question"])["verdict"].unstack()
     assert given.loc["good"].tolist() == [1, 1, 1] and given.loc["bad"].tolist() == [-1, -1, -1]
     assert given.loc["blind"].tolist() == [0, 0, 0]
+    assert conclusions(found, {"success": {"bad"}}, ["bad"])[0] == (
+        "1 of 2 models: tells a success from a late failure (good); of these better than the best control: none.")
+    assert "(good); of these better than the best control: good." in conclusions(found, {"success": {"good"}})[0]
     lines = conclusions(found.replace({"good": "genreward_sound", "bad": "genreward"}))
     assert "1 of 3 models: tells a success from a late failure (genreward_sound)." in lines
     assert "1 of 3 models: prefers looks over function (genreward)." in lines
@@ -644,6 +677,13 @@ def test_hits_of_each_rule_are_counted(study):
     assert found["real, there and back", "random", "all"] == pytest.approx(3 / 9)
     assert ("real", "clip", "shelf-place") not in found  # no frame of that clip shows success
     assert found["real", "clip, smoothed", "pick-place"] == 0.5  # the lone peak of the first is spread to its neighbour
+    change = reward_study.goal_frame_changes("smoke").set_index(["clips", "rule"])
+    assert "clip" not in change.index.get_level_values("rule")
+    smoothed, last = change.loc[("real", "clip, smoothed")], change.loc[("real, there and back", "last")]
+    assert (smoothed["value"], smoothed["gained"], smoothed["lost"], smoothed["n"]) == (0.5, 1, 0, 2)
+    assert smoothed["low"] == 0 and smoothed["high"] == 1  # of two clips, one gained
+    kept = reward_study.goal_frame_hits("smoke").set_index(["clips", "rule", "task"])["value"]
+    assert last["value"] == -kept["real, there and back", "clip", "all"]
 
 
 # ---- results on record
