@@ -7,7 +7,8 @@ beside the claim; nobody types one. Four are possible:
   correction where the same seeds serve many comparisons), and, where the claim is that agents do better, theirs lies
   above random actions too: who has learned nothing has not learned more. Of two claims the rule is another, and said:
   of Fig. 4 a share of starts, of the order of frames a rank correlation and its p;
-- *not reproduced*: measured, and it does not;
+- *not reproduced*: measured, and it does not. *Undecided* is added where nothing that was measured lies on the other
+  side either: an interval that holds 0 contradicts no claim;
 - *not testable here*: it needs what no profile of two CPU cores has (the hub's weights, real videos, GPU weeks);
 - *not measured yet*: the runs that would tell are declared and not made; the command is named.
 
@@ -38,10 +39,12 @@ ON_PAPERS_TASKS = "<!-- paper's tasks: begin -->", "<!-- paper's tasks: end -->"
 
 
 class Finding(NamedTuple):
-    """What was measured of a claim: one of `VERDICTS`, and the numbers with intervals and n in words."""
+    """What was measured of a claim: one of `VERDICTS`, the numbers with intervals and n in words, and of what is not
+    reproduced whether that is because its intervals hold both sides."""
 
     verdict: str
     numbers: str
+    undecided: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,11 @@ def _hits(clips: str) -> Callable[[Profile], Finding]:
             return Finding(OPEN, f"python -m genreward.reward_study goals --profile {profile.name}")
         tasks = [task for task in dict.fromkeys(hits.index.get_level_values("task")) if task != "all"]
         good = [task for task in tasks if hits.loc[(task, "clip"), "low"] > hits.loc[(task, "random"), "high"]]
+        bad = [task for task in tasks if hits.loc[(task, "clip"), "high"] < hits.loc[(task, "random"), "low"]]
         chosen, chance = hits.loc[("all", "clip")], hits.loc[("all", "random")]
         return Finding(REPRODUCED if good == tasks else NOT,
                        f"{printed(chosen)} of {int(chosen['n'])} clips; a frame at random {printed(chance)}; "
-                       f"above it on {len(good)} of {len(tasks)} tasks")
+                       f"above it on {len(good)} of {len(tasks)} tasks", good != tasks and not bad)
 
     return find
 
@@ -100,11 +104,12 @@ def _of_model(model: str, metric: str, coin: float, what: str, control: str | No
             return Finding(OPEN, f"python -m genreward.reward_study all --profile {profile.name}")
         of_tasks = found.loc[model].drop(index="all")
         good, row = int((of_tasks["low"] > coin).sum()), found.loc[(model, "all")]
+        below = bool((found.loc[model, "high"] < coin).any())
         known = (control, "all") in found.index
         beside = f"; bare pixels, first frame removed, {printed(found.loc[(control, 'all')])}" if known else ""
         return Finding(REPRODUCED if good == len(of_tasks) else NOT,
                        f"{what} {printed(row)}, n={int(row['n'])} starts; above {coin:g} on {good} of {len(of_tasks)} "
-                       f"tasks{beside}")
+                       f"tasks{beside}", good < len(of_tasks) and not below)
 
     return find
 
@@ -143,6 +148,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         said = [f"{row.task}, {row.curve}: {evidence.gained(row)} (n={row.n})" + f" against {row.control}" * several
                 for row in found.itertuples()]
         better = [evidence.verdict(row) == "better" for _, row in found.iterrows()]
+        worse = any(evidence.verdict(row) == "worse" for _, row in found.iterrows())
         if name == SHARED:
             known = evidence.shared(profile).set_index(["task", "curve", "control"])["p_holm"]
             corrected = [known[row.task, row.curve, row.control] for row in found.itertuples()]
@@ -153,7 +159,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         for number, row in enumerate(found.itertuples()):
             place = row.task, row.curve
             if better[number] and place in beyond.index and evidence.verdict(own := beyond.loc[place]) != "better":
-                better[number] = False
+                better[number], worse = False, worse or evidence.verdict(own) == "worse"
                 said[number] += (f"; but it does not end above random actions' {evidence.number(own['random'])} "
                                  f"({evidence.gained(own)}): who learns nothing does not learn more")
         if longer is not None:  # a control that goes on need not stand best where it ends
@@ -168,7 +174,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         begun = set(begun.loc[begun["curve"].isin(shown), ["task", "curve"]].itertuples(index=False, name=None))
         missing = any(side.empty for side in sides) or begun > set(zip(found["task"], found["curve"], strict=True))
         if any(full and not good for full, good in zip(whole, better, strict=True)):
-            return Finding(NOT, part + "; ".join(said))
+            return Finding(NOT, part + "; ".join(said), not worse)
         if all(better) and all(whole) and not part and not missing:
             return Finding(REPRODUCED, "; ".join(said))
         return Finding(OPEN, part + "; ".join(said) + "; seeds are missing" * (not all(whole)))
@@ -184,7 +190,8 @@ def _frames(profile: Profile) -> Finding:
     found = evidence.frame_choice(evidence.frame_by_frame(profile))
     said = [f"{row.task}: tau {row.tau:+.2f} (p={row.p:.2f}, n={row.frames} frames), the chosen frame is number "
             f"{row.rank} by return" for row in found.itertuples()]
-    return Finding(REPRODUCED if ((found["tau"] > 0) & (found["p"] < 0.05)).all() else NOT, "; ".join(said))
+    shown, against = (((sign * found["tau"] > 0) & (found["p"] < 0.05)) for sign in (1, -1))
+    return Finding(REPRODUCED if shown.all() else NOT, "; ".join(said), not shown.all() and not against.any())
 
 
 def _hub(why: str) -> Callable[[Profile], Finding]:
@@ -258,6 +265,8 @@ CLAIMS: tuple[Claim, ...] = (
           _runs("tableB", _OURS, curves=[evidence.SOURCE_NAMES["teleport"]])),
     Claim("Table C", "a goal frame by CLIP teaches more than one at random", _ABOVE, "10",
           _runs("tableC", _OURS, _RANDOM_FRAME)),
+    Claim("Table C, psi", "it teaches with another picture encoder psi in F and B (DINOv3 and SigLIP 2 there, OpenCLIP "
+          "here)", _ABOVE, "10", _runs("tableC", _OURS, curves=["psi: openclip"])),
     Claim("Table C, easy task", "the same where the reward moves the agent, beside the sparse reward (one other frame, "
           "number 5, drawn once)", _ABOVE, "10",
           _runs("fig10_easy", _SPARSE, _RANDOM_FRAME)),
@@ -278,7 +287,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def findings(profile: str | Profile) -> pd.DataFrame:
-    """The table: item, claim, verdict, measured, counts (the rule), notebook."""
+    """The table: item, claim, verdict, undecided, measured, counts (the rule), notebook."""
     profile = profiles.get_profile(profile)
     lines = []
     for claim in CLAIMS:
@@ -286,19 +295,23 @@ def findings(profile: str | Profile) -> pd.DataFrame:
             found = claim.find(profile)
         except InputError as problem:  # what it is read from is not there: the message names the command
             found = Finding(OPEN, str(problem))
-        lines.append({"item": claim.item, "claim": claim.says, "verdict": found.verdict, "measured": found.numbers,
+        lines.append({"item": claim.item, "claim": claim.says, "verdict": found.verdict,
+                      "undecided": found.undecided, "measured": found.numbers,
                       "counts as reproduced": claim.rule, "notebook": claim.notebook})
     return pd.DataFrame(lines)
 
 
 def markdown(found: pd.DataFrame) -> str:
     """For README: how many claims have which verdict, and the table of claim, verdict, numbers, notebook."""
-    told = ", ".join(f"{number} {verdict}" for verdict, number in counts(found).items())
-    lines = [f"Of {len(found)} claims: {told}.", "",
-             "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
+    told = {verdict: f"{number} {verdict}" for verdict, number in counts(found).items()}
+    told[NOT] += f" (of which {int(found['undecided'].sum())} undecided: nothing lies on the other side either)"
+    part = int(found["measured"].str.contains("so far;").sum())
+    lines = [f"Of {len(found)} claims: {', '.join(told.values())}. Of {part} a part of the tasks only is measured.",
+             "", "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
     for row in found.itertuples():
         measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured
-        lines.append(f"| {row.item} | {row.claim} | **{row.verdict}** | {measured} | {row.notebook} |")
+        verdict = f"**{row.verdict}**" + ", undecided" * row.undecided
+        lines.append(f"| {row.item} | {row.claim} | {verdict} | {measured} | {row.notebook} |")
     return "\n".join(lines)
 
 

@@ -93,6 +93,17 @@ def welch_p(treated: Sequence[float], control: Sequence[float]) -> float:
     return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
+def permutation_p(treated: Sequence[float], control: Sequence[float]) -> float:
+    """Two-sided p of the exact permutation test of the difference of the means, which knows nothing of normal errors:
+    of all ways to part the pooled runs in two groups of these sizes, twice the share whose means lie at least as far
+    apart on the same side. NaN where a group has one seed. The least that three against three can give is 0.1."""
+    first, second = np.asarray(treated, float), np.asarray(control, float)
+    if min(len(first), len(second)) < 2:
+        return float("nan")
+    return float(stats.permutation_test((first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis),
+                                        vectorized=True, n_resamples=np.inf).pvalue)
+
+
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's correction (1979) of the p of several comparisons made on the same runs, in the order given: the smallest
     times their number, the next times one fewer, and so on, none below the one before it, none above 1. Whatever hangs

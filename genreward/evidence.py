@@ -308,7 +308,7 @@ def beyond_random(profile: str | Profile, name: str) -> pd.DataFrame:
 def beyond_sentences(profile: str | Profile, name: str) -> list[str]:
     """`beyond_random` in words, a line a curve; none where it has none."""
     several = members(profile, name)["task"].nunique() > 1
-    return [f"{f'{row.task}, ' * several}{row.curve}: {gained(row)} above random actions' {number(row.random)} "
+    return [f"{f'{row.task}, ' * several}{row.curve}: {gained(row)} against random actions' {number(row.random)} "
             f"(n={row.n})" for row in beyond_random(profile, name).itertuples()]
 
 
@@ -361,7 +361,12 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
               longer: str | None = None, step: int | None = None) -> pd.DataFrame:
     """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
     metric), low, high (Welch's 95% interval), n (of the smaller group), p (of Welch's test, two-sided, of this one
-    comparison alone). Only where both have finished runs.
+    comparison alone), p_exact (of the exact permutation test), paired_low, paired_high (Student's 95% interval of the
+    differences seed for seed, where the seeds are the same). Only where both have finished runs.
+
+    Welch's interval is the one by which this project judges: it holds whether or not seeds have anything in common.
+    Runs of one seed do have something in common (networks at the beginning, starts), so the paired interval may be the
+    narrower one; it is shown and decides nothing.
 
     control: the curve that all are set against (its printed name); None: the same environment reward alone, seen in
     the same way. longer: the experiment whose runs are the controls, after `step` environment steps (None: after its
@@ -377,8 +382,17 @@ def contrasts(profile: str | Profile, name: str, control: str | None = None, met
             taken = f", {alone['step'].max():,} steps" if longer is not None else ""
             lines.append({"task": task, "curve": curve, "method": method, "control": against + taken,
                           **comparison.difference(of["value"], alone["value"])._asdict(),
-                          "p": comparison.welch_p(of["value"], alone["value"])})
-    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields, "p"])
+                          "p": comparison.welch_p(of["value"], alone["value"]),
+                          "p_exact": comparison.permutation_p(of["value"], alone["value"])} | _seed_for_seed(of, alone))
+    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields, "p", "p_exact",
+                                        "paired_low", "paired_high"])
+
+
+def _seed_for_seed(treated: pd.DataFrame, control: pd.DataFrame) -> dict[str, float]:
+    """paired_low and paired_high of `contrasts`; NaN where the seeds are not the same."""
+    pairs = treated.set_index("seed")["value"] - control.set_index("seed")["value"]
+    found = mean_interval(pairs if pairs.notna().all() else [])
+    return {"paired_low": found.low, "paired_high": found.high}
 
 
 def contrasts_later(profile: str | Profile, name: str, longer: str) -> pd.DataFrame:
@@ -402,20 +416,21 @@ def shared(profile: str | Profile, name: str = "again", longer: str = "longer") 
     """Every comparison for which the seeds of an experiment are used, as lines of `contrasts`: each curve against the
     environment's reward alone, at equal steps, with the exploration's added (`together`) and against the longer
     control's end; the unchanged method against each of its variants. p_holm is p corrected for all of them
-    (`comparison.holm`), the number of which is the number of lines; only where both sides have two runs or more."""
+    (`comparison.holm`), the number of which is the number of lines; only where both sides have two runs or more.
+    exact_holm is the same of p_exact: what hangs on the choice of the test shows where the two differ."""
     declared = members(profile, name)
     full = declared.loc[~declared["method"].isin(("dense", "sparse")) & (declared["variant"] == ""), "curve"].iloc[0]
     among = contrasts(profile, name, full)
     among = among[~among["method"].isin(("dense", "sparse"))]
     # the difference of the full reward to its variant, not the variant's to it
     among = among.assign(curve=among["control"], control=among["curve"], value=-among["value"], low=-among["high"],
-                         high=-among["low"])
+                         high=-among["low"], paired_low=-among["paired_high"], paired_high=-among["paired_low"])
     step = together(profile, name, longer)
     parts = [contrasts(profile, name), *([contrasts(profile, name, longer=longer, step=step)] if step else []),
              contrasts(profile, name, longer=longer), among]
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     found = found[found["p"].notna()].drop_duplicates(["task", "curve", "control"]).reset_index(drop=True)
-    return found.assign(p_holm=comparison.holm(found["p"]))
+    return found.assign(p_holm=comparison.holm(found["p"]), exact_holm=comparison.holm(found["p_exact"]))
 
 
 def counted(profile: str | Profile, name: str, controls: Sequence[str | None]) -> pd.DataFrame:

@@ -43,6 +43,17 @@ def test_p_is_small_where_the_interval_leaves_0_and_is_welchs():
     assert comparison.welch_p([2.0, 2.0], [1.0, 1.0]) == 0 and comparison.welch_p([2.0, 2.0], [2.0, 2.0]) == 1
 
 
+def test_the_exact_permutation_test_counts_the_ways_to_part_the_runs():
+    """Of the ten ways to part five runs in two and three one has means 5 apart, three (with 9 and a 4, or 7) 2.5."""
+    assert comparison.permutation_p([9.0, 7.0], [1.0, 4.0, 4.0]) == pytest.approx(2 * 1 / 10)
+    assert comparison.permutation_p([9.0, 4.0], [1.0, 7.0, 4.0]) == pytest.approx(2 * 3 / 10)
+    assert comparison.permutation_p([4.0, 4.0], [4.0, 4.0]) == 1
+    assert np.isnan(comparison.permutation_p([1.0], [2.0, 3.0]))
+    few = [0.0, 0.1, 0.2], [5.0, 5.1, 5.2]
+    assert comparison.permutation_p(*few) == pytest.approx(2 / 20)  # three a side cannot say more
+    assert comparison.welch_p(*few) < 0.001
+
+
 def test_holms_correction_by_hand_and_its_promise():
     """0.01 x 4, then 0.02 x 3, then 0.03 x 2 which is no smaller, then 0.9, in whatever order they come."""
     assert comparison.holm([0.9, 0.01, 0.03, 0.02]) == pytest.approx([0.9, 0.04, 0.06, 0.06])

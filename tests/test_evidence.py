@@ -100,6 +100,9 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
     best = found.loc["GenReward (every step, buffer targets)"]
     wanted = stats.ttest_ind(given["genreward_sound"], given["sparse"], equal_var=False).confidence_interval(0.95)
     assert best["value"] == pytest.approx(12.0) and (best["low"], best["high"]) == pytest.approx(tuple(wanted))
+    pairs = stats.ttest_rel(given["genreward_sound"], given["sparse"]).confidence_interval(0.95)
+    assert (best["paired_low"], best["paired_high"]) == pytest.approx(tuple(pairs))
+    assert best["p_exact"] == pytest.approx(2 / 20)  # the most extreme of 20 ways to part six, on either side
     assert evidence.verdict(best) == "better" and best["control"] == "Sparse reward"
     assert evidence.verdict(found.loc["without the video-level reward"]) == "open"
     against = evidence.contrasts("tiny", "easy", "GenReward (every step, buffer targets)").set_index("curve")
@@ -157,7 +160,7 @@ def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_
         record(run, [0.0, 0.0, 9.0 + run.seed])
     name = "GenReward (every step, buffer targets)"
     claim = "Fig. 5, easy task longer"
-    assert finding(claim) == (claims.OPEN, "make results PROFILE=tiny ONLY=longer")
+    assert finding(claim)[:2] == (claims.OPEN, "make results PROFILE=tiny ONLY=longer")
     assert evidence.contrasts("tiny", "again", longer="longer").empty  # the longer control is not there yet
     assert evidence.sentences("tiny", "again", longer="longer") == [
         'nothing can be said yet: make results PROFILE=tiny ONLY="again longer"']
@@ -352,7 +355,7 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
     assert [patch.get_x() > 0.5 for patch in strip.patches] == [True] and strip.patches[0].get_x() < 1
     assert [bar.get_height() for bar in scores.patches] == pytest.approx([0.1, 0.7, 0.4])
     claim = "Table C, every frame"
-    assert finding(claim) == (claims.OPEN, "make results PROFILE=tiny ONLY=every_frame")  # the chosen one is missing
+    assert finding(claim)[:2] == (claims.OPEN, "make results PROFILE=tiny ONLY=every_frame")  # the chosen one is missing
     points = {line.get_xdata()[0]: line.get_ydata()[0] for line in returns.lines if line.get_marker() == "o"}
     whiskers = {line.get_xdata()[0]: tuple(line.get_ydata()) for line in returns.lines
                 if line.get_marker() != "o" and line.get_xdata()[0] == line.get_xdata()[1]}
@@ -411,7 +414,7 @@ def fill(task, method, values):
 
 
 def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
-    assert finding() == (claims.OPEN, "make results PROFILE=tiny ONLY=easy")
+    assert finding()[:2] == (claims.OPEN, "make results PROFILE=tiny ONLY=easy")
     fill("reach", "sparse", [1.0, 1.1, 0.9])
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     found = finding()
@@ -419,8 +422,13 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     fill("drawer-close", "sparse", [1.0, 1.1, 0.9])
     fill("drawer-close", "genreward_sound", [9.0, 9.1, 8.9])
     assert finding().verdict == claims.REPRODUCED and "+8 [" in finding().numbers
+    assert not finding().undecided
     fill("drawer-close", "genreward_sound", [1.0, 1.2, 0.9])  # no different from the control
-    assert finding().verdict == claims.NOT
+    assert finding().verdict == claims.NOT and finding().undecided  # not shown, and nothing speaks against it
+    told = claims.markdown(claims.findings("tiny"))
+    assert "1 not reproduced (of which 1 undecided: " in told and "**not reproduced**, undecided | reach" in told
+    fill("drawer-close", "genreward_sound", [0.1, 0.2, 0.15])
+    assert finding().verdict == claims.NOT and not finding().undecided
 
 
 def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
@@ -448,7 +456,7 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
 def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(tiny):
     fill("reach", "sparse", [9.0, 9.1, 8.9])
     fill("reach", "genreward_sound", [1.0, 1.1, 0.9])
-    assert finding().verdict == claims.NOT and "-8 [" in finding().numbers
+    assert finding().verdict == claims.NOT and "-8 [" in finding().numbers and not finding().undecided
 
 
 def test_nothing_is_decided_against_a_claim_while_its_seeds_are_missing(tiny):
