@@ -303,11 +303,12 @@ def findings(profile: str | Profile) -> pd.DataFrame:
 
 def markdown(found: pd.DataFrame) -> str:
     """For README: how many claims have which verdict, and the table of claim, verdict, numbers, notebook."""
-    told = {verdict: f"{number} {verdict}" for verdict, number in counts(found).items()}
-    told[NOT] += f" (of which {int(found['undecided'].sum())} undecided: nothing lies on the other side either)"
+    told = ", ".join(f"{number} {verdict}" for verdict, number in counts(found).items())
     part = int(found["measured"].str.contains("so far;").sum())
-    lines = [f"Of {len(found)} claims: {', '.join(told.values())}. Of {part} a part of the tasks only is measured.",
-             "", "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
+    lines = [f"Of {len(found)} claims: {told}.",
+             f"*Undecided* among those not reproduced, where nothing is shown to lie on the other side either: "
+             f"{int(found['undecided'].sum())}.", f"Measured on a part of their tasks so far: {part}.", "",
+             "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
     for row in found.itertuples():
         measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured
         verdict = f"**{row.verdict}**" + ", undecided" * row.undecided

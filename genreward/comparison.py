@@ -239,19 +239,16 @@ def timed_runs(profile: str | profiles.Profile) -> pd.DataFrame:
 
 def training_time(profile: str | profiles.Profile) -> pd.DataFrame:
     """The paper's Table E from our runs: agent, task, method (its variant added), n, steps, seconds_per_step (mean over
-    seeds), lowest, highest, times_sparse: to those of the same agent on the same task, seeing the same (states or
-    pictures), under the sparse reward, NaN where that is not on record. Only runs of the longest length of their kind
-    count: a shorter one is unfinished, or finished for another figure."""
+    seeds), lowest, highest. Only runs of the longest length of their kind count: a shorter one is unfinished, or
+    finished for another figure. Hosts of unlike speed made them: what a method costs more than another is not told by
+    these (`cost.table` measures that), so no ratio is formed."""
     kinds = ["agent", "task", "method"]
     table = timed_runs(profile)
     table = table.assign(seconds_per_step=table["seconds"] / table["steps"])
     taken = table.groupby(kinds)["seconds_per_step"]
     times = taken.agg(n="size", seconds_per_step="mean", lowest="min", highest="max").join(
         table.groupby(kinds)["steps"].first())
-    base = [(agent, task, f"sparse{PICTURES if method.endswith(PICTURES) else ''}")
-            for agent, task, method in times.index]
-    times["times_sparse"] = times["seconds_per_step"] / times["seconds_per_step"].reindex(base).to_numpy()
-    return times.reset_index()[[*kinds, "n", "steps", "seconds_per_step", "lowest", "highest", "times_sparse"]]
+    return times.reset_index()[[*kinds, "n", "steps", "seconds_per_step", "lowest", "highest"]]
 
 
 def seconds_each(function: Callable[[], Any], repeats: int = 5) -> float:

@@ -161,26 +161,10 @@ def test_training_time_is_of_whole_runs_of_one_kind(root):
                           "agent": "dreamer", "method": "dense", "task": "reach",
                           "changes": {"dreamer.observation": "pixels"}}}})
     times = comparison.training_time("smoke").set_index("method")
-    assert times.drop(columns="times_sparse").loc["dense"].to_dict() == {
+    assert times.loc["dense"].to_dict() == {
         "agent": "dreamer", "task": "reach", "n": 2, "steps": 100, "seconds_per_step": 0.2, "lowest": 0.1,
         "highest": 0.3}
     assert times.loc["dense+observation-pixels", "seconds_per_step"] == 0.9 and len(times) == 2
-    assert times["times_sparse"].isna().all()  # nothing under the sparse reward
-
-
-def test_a_run_is_timed_against_the_sparse_reward_of_its_own_kind(root):
-    pictures = (("dreamer.observation", "pixels"),)
-    for seconds, run in ((12.0, Run("reach", "sparse", "dreamer")), (60.0, Run("reach", "dense", "dreamer")),
-                         (20.0, Run("reach", "sparse", "dreamer", changes=pictures)),
-                         (60.0, Run("reach", "dense", "dreamer", changes=pictures)),
-                         (7.0, Run("reach", "dense", "sac"))):
-        results.write_run(profiles.paths("smoke").runs, run.run_id, table_of({"dense": (1.0,)}).drop(columns="run"), {
-            "seconds": seconds, "steps": 100, "device": "cpu", "identity": {"run": {
-                "agent": run.agent, "method": run.method, "task": "reach", "changes": dict(run.changes)}}})
-    times = comparison.training_time("smoke").set_index(["agent", "method"])["times_sparse"]
-    assert times["dreamer"].to_dict() == pytest.approx({"sparse": 1, "dense": 5, "sparse+observation-pixels": 1,
-                                                        "dense+observation-pixels": 3})
-    assert np.isnan(times["sac", "dense"])  # another agent's sparse reward is no measure
 
 
 def test_both_renderers_are_timed_on_the_same_number_of_frames():

@@ -355,7 +355,7 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
     assert [patch.get_x() > 0.5 for patch in strip.patches] == [True] and strip.patches[0].get_x() < 1
     assert [bar.get_height() for bar in scores.patches] == pytest.approx([0.1, 0.7, 0.4])
     claim = "Table C, every frame"
-    assert finding(claim)[:2] == (claims.OPEN, "make results PROFILE=tiny ONLY=every_frame")  # the chosen one is missing
+    assert finding(claim)[:2] == (claims.OPEN, "make results PROFILE=tiny ONLY=every_frame")  # one missing
     points = {line.get_xdata()[0]: line.get_ydata()[0] for line in returns.lines if line.get_marker() == "o"}
     whiskers = {line.get_xdata()[0]: tuple(line.get_ydata()) for line in returns.lines
                 if line.get_marker() != "o" and line.get_xdata()[0] == line.get_xdata()[1]}
@@ -366,7 +366,7 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
         if run.goal_source == "frame_1":
             record(run, [60.0])
     assert finding(claim) == (
-        claims.NOT, "reach: tau +0.33 (p=1.00, n=3 frames), the chosen frame is number 2 by return")
+        claims.NOT, "reach: tau +0.33 (p=1.00, n=3 frames), the chosen frame is number 2 by return", True)
 
 
 def test_how_well_clip_chooses_is_counted_frame_by_frame():
@@ -426,7 +426,7 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     fill("drawer-close", "genreward_sound", [1.0, 1.2, 0.9])  # no different from the control
     assert finding().verdict == claims.NOT and finding().undecided  # not shown, and nothing speaks against it
     told = claims.markdown(claims.findings("tiny"))
-    assert "1 not reproduced (of which 1 undecided: " in told and "**not reproduced**, undecided | reach" in told
+    assert "other side either: 1.\n" in told and "**not reproduced**, undecided | reach" in told
     fill("drawer-close", "genreward_sound", [0.1, 0.2, 0.15])
     assert finding().verdict == claims.NOT and not finding().undecided
 
