@@ -471,13 +471,14 @@ def load(profile: str | Profile, what: str) -> pd.DataFrame:
 
 
 def pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """What `record("measure")` wrote, as one row a pair: task, features, fb_targets, goal, predicted, measured."""
+    """What `record("measure")` wrote, as one row a pair: task, features, fb_targets, goal, seed (the probe's number: of
+    one task and features the same state and action, whatever the goal of the start), predicted, measured."""
     chosen = table[(table["experiment"] == "calibration") & table["metric"].isin(("predicted", "measured"))]
     if chosen.empty:
         raise InputError("no predicted and measured visits; make them with: python -m genreward.calibration measure")
     wide = chosen.pivot(index=["task", "method", "seed"], columns="metric", values="value").reset_index()
     names = wide.pop("method").str.split("-", expand=True).set_axis(["features", "fb_targets", "goal"], axis=1)
-    return pd.concat([wide[["task"]], names, wide[["predicted", "measured"]]], axis=1)
+    return pd.concat([wide[["task"]], names, wide[["seed", "predicted", "measured"]]], axis=1)
 
 
 def summary(table: pd.DataFrame, by: Sequence[str] = ("task", "features", "fb_targets", "goal"),

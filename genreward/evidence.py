@@ -642,7 +642,8 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     declared, a whisker of the last mean on the panel's right: that many bands hide each other. A panel without a
     finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
     curves: the interval of few seeds may leave them (of two it is 3.6 times as wide as of three). Where no curve gets
-    to a twentieth of the expert's return, the panel is even up to 10, goes by powers of ten above, and says so.
+    to a fifth of the expert's return, the expert has a strip of its own (`figures.break_scale`). Declared curves that a
+    panel lacks are named in it.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -652,8 +653,9 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
     curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
-    curves["tone"] = [figures.colour(_plain(method)) for method in curves["method"]]
     which = curves.groupby("method").cumcount()  # of the curves of one method
+    curves["tone"] = [figures.shade(figures.colour(_plain(method)), number)
+                      for method, number in zip(curves["method"], which, strict=True)]
     curves["line"] = ["-." if agent == "zero_shot" else LINES[number % len(LINES)]
                       for agent, number in zip(curves["agent"], which, strict=True)]
     curves["marker"] = [MARKERS[number % len(MARKERS)] for number in which]
@@ -687,17 +689,22 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
             if (task, policy) in references.index:
                 axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
                              linewidth=1)
+        expected = declared.loc[declared["task"] == task, "curve"].drop_duplicates()
+        lacking = [curve for curve in expected if curve not in set(here["curve"])]
         if here.empty:
             axis.text(0.5, 0.5, "no run on record", transform=axis.transAxes, ha="center", va="center", fontsize=8)
+        elif lacking:
+            axis.annotate(textwrap.fill(f"no run yet: {', '.join(lacking)}", 44), (0.5, 0), (0, -2), axis.xaxis.label,
+                          "offset points", ha="center", va="top", fontsize=6, color="#666666")
+        expert = references.loc[(task, "expert"), metric] if (task, "expert") in references.index else math.inf
         heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
-        room = 0.06 * max(float(np.ptp(heights)), 1e-9)
-        axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
-        if len(here) and (task, "expert") in references.index and (
-                here["value"].max() < references.loc[(task, "expert"), metric] / 20):
-            axis.set_yscale("symlog", linthresh=10)
-            lowest = float(heights.min())  # a curve at 0 must not lie under the frame
-            axis.set_ylim(1.2 * lowest - 0.6 if lowest < 0.6 else 0.0, 1.6 * float(heights.max()))
-            axis.text(0.02, 0.8, "by powers of ten above 10", transform=axis.transAxes, fontsize=6, color="#666666")
+        nearby = heights[heights < expert]
+        apart = len(here) > 0 and here["value"].max() < expert / 5 < math.inf
+        low, high = float(heights.min()), float(nearby.max() if apart else heights.max())
+        room = 0.06 * max(high - low, 1e-9)
+        axis.set(title=task, xlabel="environment steps", ylim=(low - room, high + room))
+        if apart:
+            figures.break_scale(axis, high + room, expert, low - room)
         if axis.containers:  # whiskers, which stand where no steps are
             axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)
         axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))

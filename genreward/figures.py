@@ -21,7 +21,10 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from . import demos, profiles, results
 from .errors import InputError
@@ -102,6 +105,12 @@ def colour(method: str) -> str:
     if name not in METHOD_COLOURS:
         raise InputError(f"no colour for method {method!r}; valid: {', '.join(METHOD_COLOURS)}")
     return METHOD_COLOURS[name]
+
+
+def shade(tone: str, number: int) -> str:
+    """The colour `tone` (0), and by turns darker and paler ones of the same hue: for variants of one method."""
+    strength = (0.0, -0.55, 0.5, -0.3)[number % 4]
+    return to_hex((1 - abs(strength)) * np.array(to_rgb(tone)) + max(strength, 0.0))
 
 
 def label(method: str) -> str:
@@ -302,7 +311,7 @@ def learning_curves(table: pd.DataFrame, metric: str, tasks: Iterable[str] | Non
             raise InputError(f"no rows of {kind} {', '.join(missing)}; valid: {valid}")
     across = min(columns, len(tasks))
     down = math.ceil(len(tasks) / across)
-    fig, axes = pyplot.subplots(down, across, squeeze=False, sharex=True, layout="constrained",
+    fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(max(2.4 * across, 4.2), 2.1 * down + 0.7))
     seeds: dict[str, set[int]] = {method: set() for method in methods}
     for axis, task in zip(axes.flat, tasks, strict=False):
@@ -316,13 +325,15 @@ def learning_curves(table: pd.DataFrame, metric: str, tasks: Iterable[str] | Non
             tone = colour(method)
             axis.plot(curve.index, curve["value"], color=tone, marker="o", markersize=2.5, linewidth=1.3)
             if curve["low"].notna().any():
-                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, alpha=0.2, linewidth=0)
+                axis.fill_between(curve.index, curve["low"], curve["high"], color=tone, linewidth=0,
+                                  alpha=0.2 if len(methods) < 4 else 0.1)  # many bands would hide each other
         for name, level in (lines or {}).items():
             value = level.get(task) if isinstance(level, Mapping) else level
             if value is not None:
                 axis.axhline(float(value), color=colour(name), linestyle=_dash(name), linewidth=1)
         axis.set_title(task)
         axis.set_xlabel("environment steps")
+        axis.set_xlim(left=0)
     for axis in list(axes.flat)[len(tasks):]:
         axis.set_visible(False)
     for row in axes:
@@ -345,6 +356,26 @@ def _span(counts: set[int]) -> str:
 
 
 curves = learning_curves  # the short name that notebooks use
+
+BROKEN = 0.14
+"""The part of a panel, above its even scale, that `break_scale` leaves to what lies far away."""
+
+
+def break_scale(axis: Axes, near: float, far: float, low: float = 0.0) -> None:
+    """An even vertical scale from `low` to `near`, and on top of it a grey strip that squeezes all there is between
+    `near` and `far` (a yardstick that no curve comes close to), which is marked at its place: for panels in which one
+    distant line would press all curves into the floor."""
+    if not low < near < far:
+        raise InputError(f"a broken scale goes up from low to near to far; got {low:g}, {near:g}, {far:g}")
+    squeeze = BROKEN * (near - low) / (far - near)
+    axis.set_yscale("function", functions=(
+        lambda y: np.where(np.asarray(y) <= near, y, near + squeeze * (np.asarray(y) - near)),
+        lambda y: np.where(np.asarray(y) <= near, y, near + (np.asarray(y) - near) / squeeze)))
+    axis.set_ylim(low, far + 0.4 * (far - near))
+    axis.set_yticks([*(at for at in MaxNLocator(4).tick_values(low, near) if low <= at <= near), far])
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}" if value < near else f"{value:,.0f}")
+    axis.axhspan(near, axis.get_ylim()[1], color="0.93", linewidth=0, zorder=0)
 
 
 def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "step", smooth: int = 1,

@@ -278,3 +278,24 @@ def test_a_notebook_gets_a_large_video_in_its_own_text():
     assert "data:video/mp4;base64,AAAA" in page and "goal &lt;1&gt;" in page
     assert figures.enlarge(clip(1, 64, 64), 256).shape == (1, 256, 256, 3)
     assert figures.enlarge(clip(1, 480, 480), 256).shape == (1, 480, 480, 3)
+
+
+def test_a_broken_scale_is_even_below_and_keeps_the_order_above():
+    fig, axis = pyplot.subplots()
+    figures.break_scale(axis, 10, 2000, low=-2)
+    height = [axis.transAxes.inverted().transform(axis.transData.transform((0, value)))[1]
+              for value in (-2, 4, 10, 1005, 2000)]
+    assert height[0] == pytest.approx(0) and height[2] - height[1] == pytest.approx(height[1] - height[0])
+    assert height[4] - height[3] == pytest.approx(height[3] - height[2]) and height[4] < 1
+    assert (height[4] - height[2]) / (height[2] - height[0]) == pytest.approx(figures.BROKEN)
+    assert axis.get_yticks()[-1] == 2000 and all(-2 <= at <= 10 for at in axis.get_yticks()[:-1])
+    with pytest.raises(InputError, match="from low to near to far"):
+        figures.break_scale(axis, 10, 5)
+
+
+@pytest.mark.parametrize("method", ["genreward_sound", "dense", "sparse"])
+def test_shades_of_a_colour_are_told_apart_and_begin_with_itself(method):
+    tone = figures.colour(method)
+    shades = [figures.shade(tone, number) for number in range(4)]
+    assert shades[0] == tone.lower() == figures.shade(tone, 4)
+    assert len(set(shades)) == (4 if method != "dense" else 2)  # black has paler ones only
