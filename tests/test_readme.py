@@ -149,7 +149,11 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
     assert stand["p_holm"].max() < 0.005 and "(p = 0.005 and less)" in text
     longer = served[(served["curve"] == stand["curve"].iloc[0]) & served["control"].str.contains("steps")]
     first, last = (f"{p:.2f}" for p in longer["p_holm"])
-    assert f"these do not (p = {first} and {last})" in text and f"corrected p = {first};" in text
+    exact = [f"{p:.2f}" for p in longer["exact_holm"]]
+    assert (f"these by Welch's test do not (p = {first} and {last}; by an exact permutation test {exact[0]} and "
+            f"{exact[1]})") in text and f"corrected p = {first};" in text
+    assert (f"p is {first} by Welch's test and {exact[0]} by an exact permutation test, against twice the steps {last} "
+            f"and {exact[1]}.") in text
 
     def shares(name, task, method):  # of the pay while they learned
         table = evidence.rows("laptop", name)
@@ -162,24 +166,31 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
             f"{drawer['share_video'].mean():.1%};") in text
     easy = [value for task in ("reach", "drawer-close") for value in shares("easy", task, "genreward")["share_frame"]]
     place = shares("base", "pick-place", "genreward")["share_frame"]
-    found = {task: shares("fig5", task, "genreward_dense").get("share_frame") for task in PAPER_TASKS}
-    trained = {task: paid.max() for task, paid in found.items() if paid is not None}
-    *first, last = trained
+    found = {task: shares("fig5", task, "genreward_dense")["share_frame"] for task in PAPER_TASKS}
+    unpaid = found.pop("shelf-place")  # the dense reward was 0 there at every step
+    *first, last = found
     assert (f"{100 * min(easy):.2f} to {max(easy):.2%} of what agents are paid while they learn the easy tasks, "
             f"{100 * place.min():.1f} to {place.max():.1%} on pick-place, where the sparse reward pays next to "
-            f"nothing, and beside the dense reward at most {max(trained.values()):.2%}, on {', '.join(first)} and "
-            f"{last}.") in text
-    assert len({"reach", "drawer-close", "pick-place", *trained}) == 5 and "on the five tasks where" in text
-    assert "it is at most 1.4% of what they are paid while they learn" in text
+            f"nothing, and beside the dense reward at most {max(paid.max() for paid in found.values()):.2%}, on "
+            f"{', '.join(first)} and {last} (up to {unpaid.max():.1%} on shelf-place, where the dense reward was 0 at "
+            "every step).") in text
+    assert len({"reach", "drawer-close", *PAPER_TASKS}) == 7 and "on the seven tasks where" in text
+    assert (f"at most {place.max():.1%} of what they are paid while they learn ({unpaid.max():.1%} on shelf-place, "
+            "where the environment paid nothing)") in text
     apart = evidence.seed_for_seed("laptop", "fig5").set_index(["curve", "task"])
-    quiet = apart.loc[figures.label("genreward")].loc[list(trained)]
-    said = [", ".join(f"{value:.2g}" for value in quiet[column][:-1]) + f" and {quiet[column].iloc[-1]:.2g}"
-            for column in ("same", "other")]
-    loud = apart.loc[(figures.label("genreward_sound"), "pick-place")]
-    assert (f"up to {quiet['steps'].iloc[0]:,} steps their returns lie {said[0]} apart, those of two seeds {said[1]} "
-            f"(repaired, on pick-place, {loud['same']:.2g} and {loud['other']:.2g}: no nearer than another seed; "
-            "notebook 08)") in text and loud["same"] > loud["other"]
-    assert (quiet["same"] < 0.3 * quiet["other"]).all()  # "nearly where the same seed goes without it"
+    apart = apart[apart["other"] > 0].assign(share=lambda table: table["same"] / table["other"])
+    printed = figures.label("genreward")
+    quiet, loud = apart.loc[printed].loc[list(found)], apart.drop(index=printed, level="curve")["share"].sort_values()
+    told = [[form.format(value) for value in quiet[column]]
+            for column, form in (("same", "{:.2g}"), ("other", "{:.2g}"), ("share", "{:.0%}"))]
+    said = [f"{', '.join(values[:-1])} and {values[-1]}" for values in told]
+    assert (f"up to {quiet['steps'].iloc[0]:,} steps their returns lie {said[0]} apart, those of two seeds {said[1]}, "
+            f"which is {said[2]} of it.") in text
+    assert f"({100 * quiet['share'].min():.0f} to {quiet['share'].max():.0%} of that distance)" in text
+    assert list(loud.index[:2]) == [(figures.label("genreward_sound"), "disassemble"),
+                                    (figures.label("tadpole"), "pick-place")]
+    assert (f"come to {loud.iloc[0]:.0%} and {loud.iloc[1]:.0%}, the others to "
+            f"{np.floor(100 * loud.iloc[2]):.0f}% and more") in text
 
 
 def test_what_it_tells_of_what_was_foretold_is_on_record():
@@ -214,13 +225,15 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
-            f"On push it is $\\pi_z$, which never succeeds either, that would be paid {said('push', usual, alone)}, "
-            f"the expert {said('push', usual, expert)}.",
+            "On push, button-press and reach it is $\\pi_z$, which never succeeds either, that would be paid about as "
+            f"much as the expert or more: {said('push', usual, alone)}, the expert {said('push', usual, expert)}; "
+            f"{said('button-press', usual, alone)}, the expert {said('button-press', usual, expert)}; "
+            f"{said('reach', usual, alone)}, the expert {said('reach', usual, expert)} (there the agents have not "
+            f"found what is to be had: they are paid {said('reach', usual, own)}).",
             f"On pick-place Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode, the "
             f"expert {said('pick-place', other[0], expert)}",
             f"its three agents alike ({said('pick-place', other[1], figures.label('random'))}, "
             f"{said('pick-place', other[1], expert)} and {said('pick-place', other[1], own)}, no difference shown)",
-            f"would be paid {said('reach', usual, expert)}, three agents are paid {said('reach', usual, own)}.",
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
@@ -234,7 +247,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
     assert at.loc[("push", usual, alone), "low"] > at.loc[("push", usual, expert), "high"]
-    assert at.loc[("push", usual, alone), "success"] == 0 and shown("push", usual)[:2] == [3, ""]
+    assert not at.loc[[(task, usual, alone) for task in ("push", "button-press", "reach")], "success"].any()
+    assert at.loc[("reach", usual, alone), "high"] > at.loc[("reach", usual, expert), "low"]
+    assert shown("push", usual)[:2] == [3, ""]
     assert shown("door-open", usual)[1] == "" and shown("reach", usual) == [3, expert, figures.label("random"), 0]
     assert shown(drawer, camera)[1] == alone and shown(drawer, camera)[3] == 0
     assert at.loc[(drawer, camera, alone), "success"] == at.loc[(drawer, camera, expert), "success"] == 1
@@ -285,7 +300,7 @@ def test_what_it_tells_of_generated_rewards_beside_the_dense_one_is_on_record():
     gains, beyond = (table[(table["curve"] != evidence.ZERO_SHOT) & (table["n"] == 3)].set_index(["curve", "task"]) for
                      table in (evidence.contrasts("laptop", "fig5"), evidence.beyond_random("laptop", "fig5")))
     rewards = set(evidence.members("laptop", "fig5")["curve"]) - {figures.label("dense"), evidence.ZERO_SHOT}
-    assert (gains["low"] < 0).all() and (beyond["low"] < 0).all()
+    assert (gains["low"] <= 0).all() and (beyond["low"] < 0).all()  # on shelf-place nothing is paid, nothing differs
     rows = evidence.rows("laptop", "fig5")
     assert not rows.loc[rows["metric"] == "success", "value"].any()
     pairs = f"{len(gains)} of {len(rewards) * len(PAPER_TASKS)} pairs of a reward and a task"
