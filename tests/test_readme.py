@@ -391,6 +391,14 @@ def test_what_it_tells_of_door_open_button_press_and_push_is_on_record():
     assert beyond.loc[[("door-open", alone), ("door-open", dense)], "low"].min() > 0
     assert beyond.loc[("door-open", ours), "high"] < 0
     assert " ".join(TEXT.split()).count(evidence.gained(beyond.loc[("door-open", ours)])) == 2
+    lines = pd.concat([evidence.contrasts("laptop", name) for name in ("fig5", "easy", "pixels", "fig7", "tableA")])
+    lines = lines[lines["p"].notna()]  # notebook 08's table
+    lines = lines.assign(corrected=comparison.holm(lines["p"])).set_index(["task", "curve"])
+    harm = lines.loc[("door-open", ours)]
+    assert harm["high"] < 0
+    assert f"(p = {harm['p']:.3f} judged by itself, not shown with all lines" in " ".join(SHORT.split())
+    assert harm["corrected"] > 0.1 and (f"({evidence.gained(harm)}, three seeds, p = {harm['p']:.3f} judged by itself, "
+                                        "and more than 0.1 with all lines") in " ".join(LONG.split())
 
 
 def test_what_it_tells_of_the_weights_is_on_record():
