@@ -266,7 +266,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("Table C", "a goal frame by CLIP teaches more than one at random", _ABOVE, "10",
           _runs("tableC", _OURS, _RANDOM_FRAME)),
     Claim("Table C, psi", "it teaches with another picture encoder psi in F and B (DINOv3 and SigLIP 2 there, OpenCLIP "
-          "here)", _ABOVE, "10", _runs("tableC", _OURS, curves=["psi: openclip"])),
+          "here)", _ABOVE, "10", _runs("tableC", _OURS, curves=["picture encoder OpenCLIP"])),
     Claim("Table C, easy task", "the same where the reward moves the agent, beside the sparse reward (one other frame, "
           "number 5, drawn once)", _ABOVE, "10",
           _runs("fig10_easy", _SPARSE, _RANDOM_FRAME)),

@@ -31,6 +31,7 @@ from .training import Run
 SOURCE_NAMES = {"in_domain": "imagined, task known", "camera": "imagined, other camera",
                 "recoloured": "imagined, other colours", "expert_video": "a real video", "teleport":
                 "a real video, object teleports", "random_frame": "goal frame at random"}
+ENCODER_NAMES = {"openclip": "OpenCLIP", "dinov3": "DINOv3", "siglip2": "SigLIP 2", "vae": "VAE"}
 ZERO_SHOT = figures.label("fb_zero_shot")
 PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "genreward_dense",
                  "RoboCLIP": "roboclip_dense", "Diffusion Reward": "diffusion_reward_dense", "TADPoLe": "tadpole_dense"}
@@ -56,7 +57,7 @@ def curve_name(run: Run) -> str:
             gone = {"alpha": "without the video-level reward", "beta": "without the FB reward"}[part]
             words.append(f"{part} = {value:g}" if value else gone)
         elif name == "fb.encoder":
-            words.append(f"psi: {value}")
+            words.append(f"picture encoder {ENCODER_NAMES.get(str(value), value)}")
         elif name == "fb.action_aware":
             words.append("F with the action" if value else "F without the action")
         elif name == "dreamer.observation":

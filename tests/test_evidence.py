@@ -259,7 +259,8 @@ def test_what_is_seen_otherwise_is_set_against_a_control_seen_in_the_same_way(ti
 def test_curves_have_the_names_of_what_they_change():
     names = {(): "Dense reward", (("reward.sound_beta", 0.0),): "without the FB reward",
              (("reward.sound_alpha", 3.0),): "alpha = 3", (("goal", "camera"),): "imagined, other camera",
-             (("fb.action_aware", False),): "F without the action", (("fb.encoder", "siglip2"),): "psi: siglip2"}
+             (("fb.action_aware", False),): "F without the action",
+             (("fb.encoder", "siglip2"),): "picture encoder SigLIP 2"}
     for changes, name in names.items():
         method = "genreward_sound_dense" if changes else "dense"
         assert evidence.curve_name(Run("reach", method, changes=changes)) == name

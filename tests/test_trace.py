@@ -222,7 +222,7 @@ def _parts():
 
 def _without_learning():
     table = trace.rows("laptop", "zero_shot", last=True)
-    return table.assign(curve=table["curve"].replace(evidence.ZERO_SHOT, "pi_z, goal frame as always"))
+    return table.assign(curve=table["curve"].replace(evidence.ZERO_SHOT, "goal frame as always"))
 
 
 def _visits(goals):
