@@ -699,9 +699,10 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
                           "offset points", ha="center", va="top", fontsize=6, color="#666666")
         expert = references.loc[(task, "expert"), metric] if (task, "expert") in references.index else math.inf
         heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
-        nearby = heights[heights < expert]
-        apart = len(here) > 0 and here["value"].max() < expert / 5 < math.inf
-        low, high = float(heights.min()), float(nearby.max() if apart else heights.max())
+        low, high = float(heights.min()), float(heights.max())
+        nearby = float(heights[heights < expert].max(initial=low))
+        if apart := len(here) > 0 and nearby < expert / 5 < math.inf:
+            high = nearby
         room = 0.06 * max(high - low, 1e-9)
         axis.set(title=task, xlabel="environment steps", ylim=(low - room, high + room))
         if apart:
