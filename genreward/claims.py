@@ -7,8 +7,8 @@ beside the claim; nobody types one. Four are possible:
   correction where the same seeds serve many comparisons), and, where the claim is that agents do better, theirs lies
   above random actions too: who has learned nothing has not learned more. Of two claims the rule is another, and said:
   of Fig. 4 a share of starts, of the order of frames a rank correlation and its p;
-- *not reproduced*: measured, and it does not. *Undecided* is added where nothing that was measured lies on the other
-  side either: an interval that holds 0 contradicts no claim;
+- *not reproduced*: measured, and it does not. *Undecided* is added where on no task anything lies on the other side
+  either, judged by the same rule: too few seeds or clips, or no effect, but nothing that contradicts the claim;
 - *not testable here*: it needs what no profile of two CPU cores has (the hub's weights, real videos, GPU weeks);
 - *not measured yet*: the runs that would tell are declared and not made; the command is named.
 
@@ -29,7 +29,7 @@ import pandas as pd
 from . import errors, evidence, figures, files, profiles, reward_study, study
 from .errors import InputError
 from .profiles import Profile
-from .reward_metrics import printed
+from .reward_metrics import printed, sees_fakes
 
 REPRODUCED, NOT, UNTESTABLE, OPEN = "reproduced", "not reproduced", "not testable here", "not measured yet"
 VERDICTS = (REPRODUCED, NOT, UNTESTABLE, OPEN)
@@ -39,12 +39,13 @@ ON_PAPERS_TASKS = "<!-- paper's tasks: begin -->", "<!-- paper's tasks: end -->"
 
 
 class Finding(NamedTuple):
-    """What was measured of a claim: one of `VERDICTS`, the numbers with intervals and n in words, and of what is not
-    reproduced whether that is because its intervals hold both sides."""
+    """What was measured of a claim: one of `VERDICTS`, the numbers with intervals and n in words; of what is not
+    reproduced, whether nothing lies on the other side either; whether some of the tasks are not measured yet."""
 
     verdict: str
     numbers: str
     undecided: bool = False
+    part: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def _videos(profile: Profile) -> Finding:
     passed = study.generation_verdict(found)
     names = ", ".join(task for task, good in passed.items() if good) or "none"
     starts = int(found["n"].min())
-    return Finding(REPRODUCED if passed.all() else NOT,
-                   f"{int(passed.sum())} of {len(passed)} held-out tasks ({names}), {starts} starts each")
+    nearer = found.loc[found["metric"].isin(study.JUDGED), [name for name in found if name.startswith("beats_")]]
+    below = any(study.share_interval(share, starts).high < 0.5 for share in nearer.to_numpy().flat)
+    return Finding(REPRODUCED if passed.all() else NOT, f"{int(passed.sum())} of {len(passed)} held-out tasks "
+                   f"({names}), {starts} starts each", not passed.all() and not below)
 
 
 def _hits(clips: str) -> Callable[[Profile], Finding]:
@@ -98,12 +101,15 @@ def _of_model(model: str, metric: str, coin: float, what: str, control: str | No
     has learned nothing, printed beside it."""
 
     def find(profile: Profile) -> Finding:
-        found = reward_study.recorded_quality(profile)
-        found = found[found["metric"] == metric].set_index(["model", "task"])
+        everything = reward_study.recorded_quality(profile)
+        found = everything[everything["metric"] == metric].set_index(["model", "task"])
         if (model, "all") not in found.index:
             return Finding(OPEN, f"python -m genreward.reward_study all --profile {profile.name}")
         of_tasks = found.loc[model].drop(index="all")
-        good, row = int((of_tasks["low"] > coin).sum()), found.loc[(model, "all")]
+        passed = of_tasks["low"] > coin
+        if metric == "function":  # who wins by the oddity has not seen the function
+            passed &= pd.Series([sees_fakes(everything, model, task) for task in of_tasks.index], of_tasks.index)
+        good, row = int(passed.sum()), found.loc[(model, "all")]
         below = bool((found.loc[model, "high"] < coin).any())
         known = (control, "all") in found.index
         beside = f"; bare pixels, first frame removed, {printed(found.loc[(control, 'all')])}" if known else ""
@@ -117,10 +123,6 @@ def _of_model(model: str, metric: str, coin: float, what: str, control: str | No
 # --- from the grid ----------------------------------------------------------------------------------------------------
 
 
-SHARED = "again"
-"""The experiment whose seeds serve many comparisons: each of them must stand with all of them counted."""
-
-
 def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, curves: Sequence[str] | None = None,
           longer: str | None = None) -> Callable[[Profile], Finding]:
     """Every method of `ours` that has finished runs must end above its control on every task with both, and above
@@ -131,7 +133,8 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
     is distracted, if that is declared (the control is distracted as well).
     longer: the experiment whose runs are the controls. One line a comparison in the numbers. Nothing is decided while
     parts are missing that could turn the verdict: declared seeds, and tasks or controls where all is well so far. In
-    `SHARED` a comparison must stand after Holm's correction for all of `evidence.shared`, too.
+    `evidence.SHARED` a comparison must stand after Holm's correction for all of `evidence.shared`, too; elsewhere each
+    is judged by itself, for the claim and against it.
     """
 
     def find(profile: Profile) -> Finding:
@@ -147,37 +150,43 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         several = len(sides) > 1 or longer is not None
         said = [f"{row.task}, {row.curve}: {evidence.gained(row)} (n={row.n})" + f" against {row.control}" * several
                 for row in found.itertuples()]
-        better = [evidence.verdict(row) == "better" for _, row in found.iterrows()]
-        worse = any(evidence.verdict(row) == "worse" for _, row in found.iterrows())
-        if name == SHARED:
+        seeds = declared.groupby(["task", "curve"])["seed"].nunique()
+        whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
+        judged = [evidence.verdict(row) for _, row in found.iterrows()]
+        if name == evidence.SHARED:
             known = evidence.shared(profile).set_index(["task", "curve", "control"])["p_holm"]
             corrected = [known[row.task, row.curve, row.control] for row in found.itertuples()]
             said = [f"{words}, p = {p:.2g} with all {len(known)} comparisons of these seeds counted"
                     for words, p in zip(said, corrected, strict=True)]
-            better = [good and p < 0.05 for good, p in zip(better, corrected, strict=True)]
+            judged = [side if p < 0.05 else "open" for side, p in zip(judged, corrected, strict=True)]
+        better, worse = [side == "better" for side in judged], [side == "worse" for side in judged]
         beyond = evidence.beyond_random(profile, name).set_index(["task", "curve"])
         for number, row in enumerate(found.itertuples()):
             place = row.task, row.curve
-            if better[number] and place in beyond.index and evidence.verdict(own := beyond.loc[place]) != "better":
-                better[number], worse = False, worse or evidence.verdict(own) == "worse"
+            if place not in beyond.index or (side := evidence.verdict(own := beyond.loc[place])) == "better":
+                continue
+            worse[number] |= side == "worse"
+            if better[number]:
+                better[number] = False
                 said[number] += (f"; but it does not end above random actions' {evidence.number(own['random'])} "
                                  f"({evidence.gained(own)}): who learns nothing does not learn more")
+            elif side == "worse":
+                said[number] += f"; below random actions' {evidence.number(own['random'])} ({evidence.gained(own)})"
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
             worst = later[later["curve"].isin(found["curve"])].sort_values("value").iloc[0]
             said.append(f"where the control stands best, at {worst['step']:,} steps: {evidence.gained(worst)}")
-        seeds = declared.groupby(["task", "curve"])["seed"].nunique()
-        whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
         part = f"{found['task'].nunique()} of {wanted} tasks so far; " if found["task"].nunique() < wanted else ""
         begun = declared[declared["method"].isin(found["method"]) & declared["task"].isin(found["task"])]
         begun = set(begun.loc[begun["curve"].isin(shown), ["task", "curve"]].itertuples(index=False, name=None))
         missing = any(side.empty for side in sides) or begun > set(zip(found["task"], found["curve"], strict=True))
         if any(full and not good for full, good in zip(whole, better, strict=True)):
-            return Finding(NOT, part + "; ".join(said), not worse)
+            against_it = any(full and bad for full, bad in zip(whole, worse, strict=True))
+            return Finding(NOT, part + "; ".join(said), not against_it, bool(part))
         if all(better) and all(whole) and not part and not missing:
             return Finding(REPRODUCED, "; ".join(said))
-        return Finding(OPEN, part + "; ".join(said) + "; seeds are missing" * (not all(whole)))
+        return Finding(OPEN, part + "; ".join(said) + "; seeds are missing" * (not all(whole)), part=bool(part))
 
     return find
 
@@ -209,7 +218,8 @@ _ABOVE = "the interval of the difference lies above 0, and that of the differenc
 _FRESH = "the same, and p < 0.05 after Holm's correction for all comparisons that these seeds serve"
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim("Fig. 4", "a finetuned video model imagines the held-out task done, from first frame and text",
+    Claim("Fig. 4", "a finetuned video model imagines, from first frame and text, how a held-out task is done: its "
+          "film is near the real one of the same start",
           "by PSNR, SSIM and centred latents nearer to the real video than to other starts, to random actions and to a "
           "still picture in more than half of the starts, on every task", "02", _videos),
     Claim("Fig. 4", "the same from CogVideoX-5B, finetuned on Bridge, RT-1 and RLBench", "-", "11",
@@ -287,7 +297,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def findings(profile: str | Profile) -> pd.DataFrame:
-    """The table: item, claim, verdict, undecided, measured, counts (the rule), notebook."""
+    """The table: item, claim, verdict, undecided, in part, measured, counts (the rule), notebook."""
     profile = profiles.get_profile(profile)
     lines = []
     for claim in CLAIMS:
@@ -296,7 +306,7 @@ def findings(profile: str | Profile) -> pd.DataFrame:
         except InputError as problem:  # what it is read from is not there: the message names the command
             found = Finding(OPEN, str(problem))
         lines.append({"item": claim.item, "claim": claim.says, "verdict": found.verdict,
-                      "undecided": found.undecided, "measured": found.numbers,
+                      "undecided": found.undecided, "in part": found.part, "measured": found.numbers,
                       "counts as reproduced": claim.rule, "notebook": claim.notebook})
     return pd.DataFrame(lines)
 
@@ -304,10 +314,9 @@ def findings(profile: str | Profile) -> pd.DataFrame:
 def markdown(found: pd.DataFrame) -> str:
     """For README: how many claims have which verdict, and the table of claim, verdict, numbers, notebook."""
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts(found).items())
-    part = int(found["measured"].str.contains("so far;").sum())
     lines = [f"Of {len(found)} claims: {told}.",
-             f"*Undecided* among those not reproduced, where nothing is shown to lie on the other side either: "
-             f"{int(found['undecided'].sum())}.", f"Measured on a part of their tasks so far: {part}.", "",
+             f"Of those not reproduced {int(found['undecided'].sum())} are *undecided*; {int(found['in part'].sum())} "
+             f"are measured on some of their tasks only.", "",
              "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
     for row in found.itertuples():
         measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured

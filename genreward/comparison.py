@@ -7,6 +7,7 @@ here, so that no notebook can promise what was not measured.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,6 @@ from .results import Interval
 from .training import METHODS, Run
 
 AGENT_NAMES = {"sac": "SAC", "dreamer": "DreamerV3", "zero_shot": "F and B's own policy, evaluated"}
-PICTURES = "+observation-pixels"  # the variant of a run whose agent sees pictures
 TRAINING_STAGES = {"vae": "video model: VAE", "pretrain": "video model: transformer", "finetune": "video model: LoRA"}
 
 
@@ -94,12 +94,19 @@ def welch_p(treated: Sequence[float], control: Sequence[float]) -> float:
 
 
 def permutation_p(treated: Sequence[float], control: Sequence[float]) -> float:
-    """Two-sided p of the exact permutation test of the difference of the means, which knows nothing of normal errors:
-    of all ways to part the pooled runs in two groups of these sizes, twice the share whose means lie at least as far
-    apart on the same side. NaN where a group has one seed. The least that three against three can give is 0.1."""
+    """Two-sided p of the exact permutation test of the difference of the means: of all ways to part the pooled runs in
+    two groups of these sizes, twice the share whose means lie at least as far apart on the same side. NaN where a group
+    has one seed. The least that three against three can give is 0.1, seven against seven 2 / 3432.
+
+    It asks for no normal errors. But its null is that both groups are drawn from the same distribution: where their
+    spreads differ, it may reject for that; `welch_p` allows for it. Every split is made: InputError above a million.
+    """
     first, second = np.asarray(treated, float), np.asarray(control, float)
     if min(len(first), len(second)) < 2:
         return float("nan")
+    if (splits := math.comb(len(first) + len(second), len(first))) > 1_000_000:
+        raise InputError(f"{len(first)} against {len(second)} runs can be parted in {splits:,} ways: too many for an "
+                         "exact test (at most 1,000,000)")
     return float(stats.permutation_test((first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis),
                                         vectorized=True, n_resamples=np.inf).pvalue)
 
@@ -196,6 +203,13 @@ def references(profile: str | profiles.Profile, task: str, episodes: int, seed: 
 # --- what it cost -----------------------------------------------------------------------------------------------------
 
 
+def paid_by(method: str) -> str:
+    """What agents of a method are paid, in print, and what its variant (after a plus) changes."""
+    name, plus, variant = method.partition("+")
+    beside = ", beside the dense reward" * name.endswith("_dense")
+    return figures.label(name.removesuffix("_dense")) + beside + f" {plus}{variant}" * bool(variant)
+
+
 def costs(profile: str | profiles.Profile) -> pd.DataFrame:
     """Seconds on record, one line a stage: stage, runs (how many records), seconds (their sum), device, share.
 
@@ -216,9 +230,8 @@ def costs(profile: str | profiles.Profile) -> pd.DataFrame:
             [(run["identity"]["run"]["agent"], run["identity"]["run"]["method"], run["seconds"], run["device"])
              for run in kept.values() if run.get("identity", {}).get("run", {}).get("agent") in ("sac", "dreamer")],
             columns=["agent", "method", "seconds", "device"]).groupby(["agent", "method"]):
-        lines.append((f"{AGENT_NAMES[agent]}: {figures.label(method.removesuffix('_dense'))}"
-                      + ", beside the dense reward" * method.endswith("_dense"), len(group),
-                      float(group["seconds"].sum()), ", ".join(sorted(set(group["device"])))))
+        lines.append((f"{AGENT_NAMES[agent]}: {paid_by(method)}", len(group), float(group["seconds"].sum()),
+                      ", ".join(sorted(set(group["device"])))))
     table = pd.DataFrame(lines, columns=["stage", "runs", "seconds", "device"])
     return table.assign(share=table["seconds"] / table["seconds"].sum() if len(table) else [])
 

@@ -33,6 +33,8 @@ SOURCE_NAMES = {"in_domain": "imagined, task known", "camera": "imagined, other 
                 "a real video, object teleports", "random_frame": "goal frame at random"}
 ENCODER_NAMES = {"openclip": "OpenCLIP", "dinov3": "DINOv3", "siglip2": "SigLIP 2", "vae": "VAE"}
 ZERO_SHOT = figures.label("fb_zero_shot")
+SHARED = "again"
+"""The experiment whose seeds serve many comparisons: each of them must stand with all of them counted (`shared`)."""
 PAPER_METHODS = {"Dense Reward": "dense", "Raw Reward": "dense", "GenReward": "genreward_dense",
                  "RoboCLIP": "roboclip_dense", "Diffusion Reward": "diffusion_reward_dense", "TADPoLe": "tadpole_dense"}
 """The paper's names of what is paid beside the dense reward -> ours."""
@@ -359,41 +361,65 @@ def beside_reported(found: pd.DataFrame, item: str) -> pd.DataFrame:
 
 
 def contrasts(profile: str | Profile, name: str, control: str | None = None, metric: str = "return",
-              longer: str | None = None, step: int | None = None) -> pd.DataFrame:
+              longer: str | None = None, step: int | None = None, exact: bool = False) -> pd.DataFrame:
     """Every curve of an experiment against its control: task, curve, control, value (difference of the mean final
     metric), low, high (Welch's 95% interval), n (of the smaller group), p (of Welch's test, two-sided, of this one
-    comparison alone), p_exact (of the exact permutation test), paired_low, paired_high (Student's 95% interval of the
-    differences seed for seed, where the seeds are the same). Only where both have finished runs.
+    comparison alone), paired_low, paired_high (Student's 95% interval of the differences seed for seed, where the seeds
+    are the same). Only where both have finished runs.
 
     Welch's interval is the one by which this project judges: it holds whether or not seeds have anything in common.
     Runs of one seed do have something in common (networks at the beginning, starts), so the paired interval may be the
     narrower one; it is shown and decides nothing.
 
-    control: the curve that all are set against (its printed name); None: the same environment reward alone, seen in
-    the same way. longer: the experiment whose runs are the controls, after `step` environment steps (None: after its
-    last), which the control's name then says.
+    control: the curve that all are set against (its printed name); None: the same environment reward alone, of the
+    same agent, seen in the same way (F and B's own policy is held against the agent that learns). longer: the
+    experiment whose runs are the controls, after `step` environment steps (None: after its last), which the control's
+    name then says. exact: with p_exact, of the exact permutation test (`comparison.permutation_p`).
     """
     ends = _ends(profile, name, metric)
     others = ends if longer is None else _ends(profile, longer, metric, step)
     lines = []
-    for (task, curve, method, picture), of in ends.groupby(["task", "curve", "method", "picture"], sort=False):
+    keys = ["task", "curve", "method", "picture", "agent"]
+    for (task, curve, method, picture, agent), of in ends.groupby(keys, sort=False):
         alone = others[(others["task"] == task) & (others["curve"] == control if control is not None else (
-            others["method"] == training.METHODS[method].env_reward) & (others["variant"] == picture))]
+            others["method"] == training.METHODS[method].env_reward) & (others["variant"] == picture)
+            & ((others["agent"] == agent) | (agent == "zero_shot")))]
         if len(alone) and curve != (against := alone["curve"].iloc[0]):
             taken = f", {alone['step'].max():,} steps" if longer is not None else ""
             lines.append({"task": task, "curve": curve, "method": method, "control": against + taken,
                           **comparison.difference(of["value"], alone["value"])._asdict(),
                           "p": comparison.welch_p(of["value"], alone["value"]),
-                          "p_exact": comparison.permutation_p(of["value"], alone["value"])} | _seed_for_seed(of, alone))
-    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields, "p", "p_exact",
-                                        "paired_low", "paired_high"])
+                          **({"p_exact": comparison.permutation_p(of["value"], alone["value"])} if exact else {}),
+                          **_paired_interval(of, alone)})
+    return pd.DataFrame(lines, columns=["task", "curve", "method", "control", *Interval._fields, "p",
+                                        *["p_exact"] * exact, "paired_low", "paired_high"])
 
 
-def _seed_for_seed(treated: pd.DataFrame, control: pd.DataFrame) -> dict[str, float]:
+def _paired_interval(treated: pd.DataFrame, control: pd.DataFrame) -> dict[str, float]:
     """paired_low and paired_high of `contrasts`; NaN where the seeds are not the same."""
-    pairs = treated.set_index("seed")["value"] - control.set_index("seed")["value"]
-    found = mean_interval(pairs if pairs.notna().all() else [])
+    first, second = (of.set_index("seed", verify_integrity=True)["value"] for of in (treated, control))
+    found = mean_interval(first - second if set(first.index) == set(second.index) else [])
     return {"paired_low": found.low, "paired_high": found.high}
+
+
+def helped(profile: str | Profile, names: Sequence[str] = ("fig5", "easy", "again", "pixels", "fig7", "tableA")
+           ) -> pd.DataFrame:
+    """Did the reward help: `contrasts` of several experiments in one table, with experiment, verdict (`verdict`), above
+    random (whether the curve is shown to end above random actions) and p_holm: p corrected for all lines of the table
+    that are on record and in which agents that learned are compared.
+
+    Those of `SHARED` are not among them (`shared` counts them by themselves), nor the policy of F and B, whose seeds
+    are of evaluation only, nor lines in which neither side varies: p_holm is NaN there.
+    """
+    lines = [contrasts(profile, name).assign(experiment=name) for name in names]
+    beyond = [beyond_random(profile, name).assign(experiment=name) for name in names]
+    found, above = (pd.concat(parts, ignore_index=True) for parts in (lines, beyond))
+    learned = found["p"].notna() & (found["experiment"] != SHARED) & (found["curve"] != ZERO_SHOT)
+    learned &= found["low"] < found["high"]
+    found.loc[learned, "p_holm"] = comparison.holm(found.loc[learned, "p"])
+    above["above random"] = above["low"] > 0
+    found["verdict"] = [verdict(row) for _, row in found.iterrows()]
+    return found.merge(above[["experiment", "task", "curve", "above random"]], how="left")
 
 
 def contrasts_later(profile: str | Profile, name: str, longer: str) -> pd.DataFrame:
@@ -413,23 +439,24 @@ def together(profile: str | Profile, name: str, longer: str) -> int:
     return min((int(step) for step in rows(profile, longer)["step"] if step >= needed), default=0)
 
 
-def shared(profile: str | Profile, name: str = "again", longer: str = "longer") -> pd.DataFrame:
+def shared(profile: str | Profile, name: str = SHARED, longer: str = "longer") -> pd.DataFrame:
     """Every comparison for which the seeds of an experiment are used, as lines of `contrasts`: each curve against the
     environment's reward alone, at equal steps, with the exploration's added (`together`) and against the longer
     control's end; the unchanged method against each of its variants. p_holm is p corrected for all of them
     (`comparison.holm`), the number of which is the number of lines; only where both sides have two runs or more.
-    exact_holm is the same of p_exact: what hangs on the choice of the test shows where the two differ."""
+    exact_holm is the same of p_exact: where the two differ, it hangs on the test."""
     declared = members(profile, name)
     full = declared.loc[~declared["method"].isin(("dense", "sparse")) & (declared["variant"] == ""), "curve"].iloc[0]
-    among = contrasts(profile, name, full)
+    among = contrasts(profile, name, full, exact=True)
     among = among[~among["method"].isin(("dense", "sparse"))]
     # the difference of the full reward to its variant, not the variant's to it
     among = among.assign(curve=among["control"], control=among["curve"], value=-among["value"], low=-among["high"],
-                         high=-among["low"], paired_low=-among["paired_high"], paired_high=-among["paired_low"])
+                         high=-among["low"])
     step = together(profile, name, longer)
-    parts = [contrasts(profile, name), *([contrasts(profile, name, longer=longer, step=step)] if step else []),
-             contrasts(profile, name, longer=longer), among]
+    ends = [{}, *([{"longer": longer, "step": step}] if step else []), {"longer": longer}]
+    parts = [*(contrasts(profile, name, exact=True, **end) for end in ends), among]
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    found = found.drop(columns=["paired_low", "paired_high"])
     found = found[found["p"].notna()].drop_duplicates(["task", "curve", "control"]).reset_index(drop=True)
     return found.assign(p_holm=comparison.holm(found["p"]), exact_holm=comparison.holm(found["p_exact"]))
 
@@ -638,13 +665,13 @@ LINES, MARKERS = ("-", ":", "--", (0, (7, 1.5, 1, 1.5, 1, 1.5))), "os^D"
 def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
-    colour a method (its variants differ in line and marker); F and B's own policy, which does not learn, as a line
-    across; expert dashed, random dotted. Student's 95% interval is a band, or, where more than three curves are
-    declared, a whisker of the last mean on the panel's right: that many bands hide each other. A panel without a
-    finished run says so. The legend gives n, as a range where it differs between panels. Panels are as high as their
-    curves: the interval of few seeds may leave them (of two it is 3.6 times as wide as of three). Where no curve gets
-    to a fifth of the expert's return, the expert has a strip of its own (`figures.break_scale`). Declared curves that a
-    panel lacks are named in it.
+    colour a method (its variants differ in shade, line and marker; after four they repeat); F and B's own policy,
+    which does not learn, as a line across; expert dashed, random dotted. Student's 95% interval is a band, or,
+    where more than three curves are declared, a whisker of the last mean on the panel's right: that many bands hide
+    each other. A panel without a finished run says so. The legend gives n, as a range where it differs between
+    panels. Panels are as high as their curves: the interval of few seeds may leave them (of two it is 3.6 times as
+    wide as of three). Where no curve gets to a fifth of the expert's return, the expert has a strip of its own
+    (`figures.set_apart`). Declared curves that a panel lacks are named in it.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -699,14 +726,10 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
                           "offset points", ha="center", va="top", fontsize=6, color="#666666")
         expert = references.loc[(task, "expert"), metric] if (task, "expert") in references.index else math.inf
         heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(1)])
-        low, high = float(heights.min()), float(heights.max())
-        nearby = float(heights[heights < expert].max(initial=low))
-        if apart := len(here) > 0 and nearby < expert / 5 < math.inf:
-            high = nearby
-        room = 0.06 * max(high - low, 1e-9)
-        axis.set(title=task, xlabel="environment steps", ylim=(low - room, high + room))
-        if apart:
-            figures.break_scale(axis, high + room, expert, low - room)
+        room = 0.06 * max(float(np.ptp(heights)), 1e-9)
+        axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
+        if len(here) and math.isfinite(expert):
+            figures.set_apart(axis, expert)
         if axis.containers:  # whiskers, which stand where no steps are
             axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)
         axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))

@@ -378,6 +378,18 @@ def break_scale(axis: Axes, near: float, far: float, low: float = 0.0) -> None:
     axis.axhspan(near, axis.get_ylim()[1], color="0.93", linewidth=0, zorder=0)
 
 
+def set_apart(axis: Axes, far: float, fraction: float = 0.2) -> bool:
+    """`break_scale` between the axis' lines and the one at `far`, if none of the others comes to that `fraction` of it;
+    whether it was done. The even part holds every other line; bands may leave it."""
+    heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+    nearby = heights[heights < far]
+    if not len(nearby) or nearby.max() >= fraction * far:
+        return False
+    room = 0.06 * max(float(np.ptp(nearby)), 1e-9)
+    break_scale(axis, float(nearby.max()) + room, far, float(nearby.min()) - room)
+    return True
+
+
 def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "step", smooth: int = 1,
                 log: bool = False, ylabel: str = "loss") -> Figure:
     """Losses against training steps: one line a column of `table` other than `x` (the index where there is none).

@@ -291,12 +291,13 @@ VERDICTS = {
     "function": ("function", 0.5, "prefers function over looks", "prefers looks over function",
                  "is not shown to prefer function over looks"),
 }
+HEADLINE = tuple(metric for metric, *_ in VERDICTS.values())
 
 
 def verdicts(found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
-    """model, question, verdict (1: the 95% interval lies above the coin's value, -1: below, 0: it holds it), text. A
-    model without an interval gets 0, and so does one that wins the pairs of an odd success and a fake but not those in
-    which nothing is odd: it likes the oddity and does not see the fake."""
+    """model, question, verdict (1: the 95% interval lies above the coin's value, -1: below, 0: it holds it), unseen,
+    text. A model without an interval gets 0, and so does one that wins the pairs of an odd success and a fake but is
+    not shown to see the fake where nothing is odd (unseen; `sees_fakes`): it may win by the oddity."""
     rows = []
     at = found[found["task"] == task].set_index(["model", "metric"])
     for name in dict.fromkeys(found["model"]):
@@ -306,20 +307,26 @@ def verdicts(found: pd.DataFrame, task: str = "all") -> pd.DataFrame:
             row = at.loc[(name, metric)]
             sign = int(row["low"] > coin) - int(row["high"] < coin)
             text = {1: above, -1: below, 0: neither}[sign]
-            if question == "function" and sign == 1:
-                plain = [at.loc[key] for fake in FAKES if (key := (name, f"function:expert:{fake}")) in at.index]
-                if not all(one["low"] > coin for one in plain):
-                    sign, text = 0, "prefers the odd look itself, as it does not see the fake where nothing is odd"
-            rows.append({"model": name, "question": question, "verdict": sign,
+            if unseen := question == "function" and sign == 1 and not sees_fakes(found, name, task):
+                sign, text = 0, "wins its pairs, but is not shown to see the fake where nothing is odd"
+            rows.append({"model": name, "question": question, "verdict": sign, "unseen": unseen,
                          "text": f"{name} {text} ({printed(row)}, n={row['n']})"})
-    return pd.DataFrame(rows, columns=["model", "question", "verdict", "text"])
+    return pd.DataFrame(rows, columns=["model", "question", "verdict", "unseen", "text"])
+
+
+def sees_fakes(found: pd.DataFrame, model: str, task: str = "all") -> bool:
+    """Whether a model is shown to prefer the expert to each of the fakes (`FAKES`) in pairs in which nothing is odd."""
+    plain = found[(found["model"] == model) & (found["task"] == task)
+                  & found["metric"].isin([f"function:expert:{fake}" for fake in FAKES])]
+    return bool((plain["low"] > VERDICTS["function"][1]).all())
 
 
 def conclusions(found: pd.DataFrame, better: Mapping[str, Collection[str]] | None = None,
-                controls: Collection[str] = ()) -> list[str]:
+                controls: Collection[str] = (), apart: Mapping[tuple[str, str], pd.DataFrame] | None = None
+                ) -> list[str]:
     """What the study says, in sentences made from its numbers: who passes which question, of them who does better than
-    what has learned nothing (`better`: question -> models), and the distance between models that differ in one thing.
-    `controls` are not counted."""
+    what has learned nothing (`better`: question -> models), and models that differ in one thing (`COMPARISONS`) beside
+    each other, with their distance where `apart` has it (rows of `ahead`). `controls` are not counted."""
     given = verdicts(found[~found["model"].isin(list(controls))])
     lines = []
     for question, (_, _, above, below, _) in VERDICTS.items():
@@ -333,17 +340,20 @@ def conclusions(found: pd.DataFrame, better: Mapping[str, Collection[str]] | Non
                 led = [name for name in names if name in better.get(question, ())]
                 line += f"; of these better than the best control: {', '.join(led) or 'none'}"
             lines.append(f"{line}.")
-        odd = of.loc[of["text"].str.contains("odd look itself"), "model"].tolist()
-        if odd:
-            lines.append(f"{', '.join(odd)}: wins its pairs by the odd look itself, as it does not see the fake where "
-                         "nothing is odd.")
+        if unseen := of.loc[of["unseen"], "model"].tolist():
+            lines.append(f"{', '.join(unseen)}: wins its pairs, but is not shown to see the fake where nothing is odd.")
     at = found[found["task"] == "all"].set_index(["model", "metric"])
     for first, second, what in COMPARISONS:
-        shown = []
-        for metric in ("auroc_failure", "partial", "function"):
+        shown, lead = [], None
+        if apart is not None and (first, second) in apart:
+            lead = apart[first, second]
+            lead = lead[lead["task"] == "all"].set_index("metric")
+        for metric in HEADLINE:
             if (first, metric) in at.index and (second, metric) in at.index:
                 a, b = at.loc[(first, metric)], at.loc[(second, metric)]
-                shown.append(f"{metric} {printed(a)} against {printed(b)}")
+                by = f" ({'+' if lead.loc[metric, 'value'] > 0 else ''}{printed(lead.loc[metric])})" if (
+                    lead is not None and metric in lead.index) else ""
+                shown.append(f"{metric} {printed(a)} against {printed(b)}{by}")
         if shown:
             lines.append(f"{what}: {first} against {second}: " + "; ".join(shown) + ".")
     return lines

@@ -24,7 +24,7 @@ import hashlib
 import importlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,17 @@ from .reward_episodes import (
     results_folder,
     study_folder,
 )
-from .reward_metrics import METRICS, QUALITY_COLUMNS, REMEDIES, ahead, episode_scores, printed, quality_of
+from .reward_metrics import (
+    COMPARISONS,
+    HEADLINE,
+    METRICS,
+    QUALITY_COLUMNS,
+    REMEDIES,
+    ahead,
+    episode_scores,
+    printed,
+    quality_of,
+)
 from .rewards import RewardModel, make_reward, mean_latent
 from .rewards import table1 as properties_table
 from .study import selection_hits
@@ -610,6 +620,18 @@ def ahead_of(profile: str | Profile, controls: Mapping[str, str], models: Sequen
         asked = [metric for metric, name in controls.items() if name == control]
         rows += [ahead(name, table, tables[control], asked) for name, table in tables.items() if name != control]
     return pd.concat(rows, ignore_index=True)
+
+
+def unlearned(models: Iterable[str]) -> list[str]:
+    """Those of the models that are no reward model to be judged: controls, and the environment's own reward."""
+    return [name for name in models if MODELS[name].group in ("control", "environment")]
+
+
+def compared(profile: str | Profile) -> dict[tuple[str, str], pd.DataFrame]:
+    """(model, other) of `reward_metrics.COMPARISONS` -> `ahead_of`, where both are scored."""
+    known = set(scored_models(profile))
+    return {(first, second): ahead_of(profile, dict.fromkeys(HEADLINE, second), [first])
+            for first, second, _ in COMPARISONS if {first, second} <= known}
 
 
 def _scored_episodes(profile: str | Profile, models: Sequence[str] | None) -> dict[str, pd.DataFrame]:

@@ -432,6 +432,7 @@ def jumps(video: np.ndarray, real: Sequence[np.ndarray]) -> np.ndarray:
 
 
 METRICS = ("psnr", "ssim", "latent_cosine", "latent_cosine_centred")
+JUDGED = ("psnr", "ssim", "latent_cosine_centred")  # by which a generated video must be nearer (`generation_verdict`)
 REFERENCES = ("own", "other", "random", "still")
 GENERATION_COLUMNS = ("task", "start", "subject", "reference", "metric", "value")
 
@@ -524,7 +525,7 @@ def generation_summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def generation_verdict(summary: pd.DataFrame, metrics: Sequence[str] = ("psnr", "ssim", "latent_cosine_centred"),
+def generation_verdict(summary: pd.DataFrame, metrics: Sequence[str] = JUDGED,
                        share: float = 0.5) -> pd.Series:
     """Task -> whether its generated videos are nearer to the real one than to other starts, to random actions and to
     the still picture in more than `share` of the starts, by every one of `metrics`."""

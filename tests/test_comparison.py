@@ -49,6 +49,8 @@ def test_the_exact_permutation_test_counts_the_ways_to_part_the_runs():
     assert comparison.permutation_p([9.0, 4.0], [1.0, 7.0, 4.0]) == pytest.approx(2 * 3 / 10)
     assert comparison.permutation_p([4.0, 4.0], [4.0, 4.0]) == 1
     assert np.isnan(comparison.permutation_p([1.0], [2.0, 3.0]))
+    with pytest.raises(InputError, match="15 against 15 runs can be parted in 155,117,520 ways"):
+        comparison.permutation_p(range(15), range(15))
     few = [0.0, 0.1, 0.2], [5.0, 5.1, 5.2]
     assert comparison.permutation_p(*few) == pytest.approx(2 / 20)  # three a side cannot say more
     assert comparison.welch_p(*few) < 0.001

@@ -12,7 +12,6 @@ from scipy import stats
 from genreward import (
     behaviour,
     claims,
-    comparison,
     evidence,
     experiments,
     figures,
@@ -96,7 +95,7 @@ def test_contrasts_are_welchs_and_say_better_only_when_the_interval_does(tiny):
             record(run, [0.0, 0.0, value])
     for run, value in zip(runs("reach", "genreward_sound", "+sound_alpha-0.0"), [9.0, 11.0, 13.5], strict=True):
         record(run, [0.0, 0.0, value])
-    found = evidence.contrasts("tiny", "easy").set_index("curve")
+    found = evidence.contrasts("tiny", "easy", exact=True).set_index("curve")
     best = found.loc["GenReward (every step, buffer targets)"]
     wanted = stats.ttest_ind(given["genreward_sound"], given["sparse"], equal_var=False).confidence_interval(0.95)
     assert best["value"] == pytest.approx(12.0) and (best["low"], best["high"]) == pytest.approx(tuple(wanted))
@@ -207,8 +206,13 @@ def test_seeds_that_serve_many_comparisons_must_stand_with_all_of_them_counted(t
     controls = ["Sparse reward" + steps for steps in ("", ", 1,280 steps", ", 1,536 steps")]
     assert list(zip(found["curve"], found["control"], strict=True)) == [
         *((curve, control) for control in controls for curve in (full, half)), (full, half)]
-    assert found["p_holm"].tolist() == pytest.approx(comparison.holm(found["p"]).tolist())
+    counted = {name: sorted(found[name]) for name in ("p", "p_holm", "p_exact", "exact_holm")}
+    for alone, together in (("p", "p_holm"), ("p_exact", "exact_holm")):  # the least times 7, the next times 6, ...
+        most = [min(1.0, p * (7 - place)) for place, p in enumerate(counted[alone])]
+        assert counted[together] == pytest.approx([max(most[:place + 1]) for place in range(7)])
+    assert found["p_exact"].min() == pytest.approx(0.1)  # of 20 ways to part six runs the most extreme, either side
     last = found.iloc[-1]
+    assert last["p_exact"] == pytest.approx(2 * 5 / 20)  # of 5, 7, 7, 8, 9, 9.5 five triples have 7 + 8 + 9.5 or more
     assert last["value"] == pytest.approx(8.1667 - 7, abs=1e-3) and last["low"] < 0 < last["high"]
     plain = stats.ttest_ind([7, 8, 9.5], [3.5, 4.5, 5.5], equal_var=False)
     row = found.iloc[4]
@@ -368,7 +372,7 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
     for run in trial.runs("tiny"):
         if run.goal_source == "frame_1":
             record(run, [60.0])
-    assert finding(claim) == (
+    assert finding(claim)[:3] == (
         claims.NOT, "reach: tau +0.33 (p=1.00, n=3 frames), the chosen frame is number 2 by return", True)
 
 
@@ -429,7 +433,7 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     fill("drawer-close", "genreward_sound", [1.0, 1.2, 0.9])  # no different from the control
     assert finding().verdict == claims.NOT and finding().undecided  # not shown, and nothing speaks against it
     told = claims.markdown(claims.findings("tiny"))
-    assert "other side either: 1.\n" in told and "**not reproduced**, undecided | reach" in told
+    assert "Of those not reproduced 1 are *undecided*" in told and "**not reproduced**, undecided | reach" in told
     fill("drawer-close", "genreward_sound", [0.1, 0.2, 0.15])
     assert finding().verdict == claims.NOT and not finding().undecided
 
@@ -452,6 +456,13 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     wanted = stats.ttest_ind([9.0, 9.1, 8.9], values, equal_var=False).confidence_interval(0.95)
     assert (found["value"], found["low"], found["high"], found["random"]) == pytest.approx((0.0, *wanted, 9.0))
     assert finding().verdict == claims.NOT and "does not end above random actions' 9 (0 [" in finding().numbers
+    assert finding().undecided
+    random_actions([19.0, 21.0, 20.0, 20.0])
+    assert finding().verdict == claims.NOT and not finding().undecided  # above the control, and below random actions
+    fill("reach", "genreward_sound", [1.0, 1.2, 0.9])  # and so where it is no better than the control either
+    assert finding().verdict == claims.NOT and not finding().undecided
+    assert "; below random actions' 20 (-19 [" in finding().numbers
+    fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     random_actions([1.0, 3.0, 2.0, 2.0])
     assert finding().verdict == claims.REPRODUCED and "random" not in finding().numbers
 
@@ -663,9 +674,49 @@ def test_a_study_must_show_it_on_every_task_not_on_their_mean(tiny, monkeypatch)
     monkeypatch.setattr(claims.reward_study, "recorded_quality", lambda profile: table)
     found = finding("Eq. 5")
     assert found.verdict == claims.NOT and "0.75" in found.numbers and "above 0.5 on 1 of 2 tasks" in found.numbers
+    assert found.undecided
+    table.loc[1, "high"] = 0.49  # below the coin on one task, whatever the mean says
+    assert finding("Eq. 5").verdict == claims.NOT and not finding("Eq. 5").undecided
+    table.loc[1, "high"] = 0.65
     assert "bare pixels" in found.numbers and "0.50" in found.numbers
     table.loc[1, "low"] = 0.51
     assert finding("Eq. 5").verdict == claims.REPRODUCED
+
+
+def test_who_wins_by_an_oddity_has_not_seen_the_function(tiny, monkeypatch):
+    metrics = {"function": 0.9, "function:expert:missing": 0.8, "function:expert:displaced": 0.8}
+    table = pd.DataFrame([("genreward_video", task, metric, value, value - 0.1, 1.0, 30) for task in ("reach", "all")
+                          for metric, value in metrics.items()],
+                         columns=["model", "task", "metric", "value", "low", "high", "n"])
+    monkeypatch.setattr(claims.reward_study, "recorded_quality", lambda profile: table)
+    claim = [claim for claim in claims.CLAIMS if claim.item == "Eq. 5"][2]
+    assert claim.find(profiles.get_profile("tiny")).verdict == claims.REPRODUCED
+    table.loc[table["metric"] == "function:expert:displaced", "low"] = 0.45
+    assert claim.find(profiles.get_profile("tiny")).verdict == claims.NOT
+
+
+@pytest.mark.parametrize(("shares", "undecided"), [((0.9, 0.5), True), ((0.9, 0.2), False)])
+def test_videos_that_a_coin_could_have_ordered_contradict_nothing(tiny, monkeypatch, shares, undecided):
+    """20 starts: half of them nearer is a coin, four of them (0.08 to 0.42 by Wilson) is not."""
+    found = pd.DataFrame([{"task": task, "metric": metric, "n": 20, **{f"beats_{name}": share for name in
+                           ("other", "random", "still")}} for task, share in zip(TASKS, shares, strict=True)
+                          for metric in ("psnr", "ssim", "latent_cosine_centred")])
+    monkeypatch.setattr(claims.study, "load_generation", lambda profile: found)
+    monkeypatch.setattr(claims.study, "generation_summary", lambda table: table)
+    told = finding("Fig. 4")
+    assert told.verdict == claims.NOT and told.undecided == undecided
+    assert "1 of 2 held-out tasks (reach)" in told.numbers
+
+
+@pytest.mark.parametrize(("low", "high", "undecided"), [(0.1, 0.4, True), (0.05, 0.15, False)])
+def test_a_choice_no_better_than_chance_contradicts_only_where_it_is_worse(tiny, monkeypatch, low, high, undecided):
+    rows = [("real", "reach", "clip", 0.8, 0.7, 0.9), ("real", "push", "clip", (low + high) / 2, low, high),
+            ("real", "all", "clip", 0.5, 0.4, 0.6)]
+    rows += [("real", task, "random", 0.22, 0.2, 0.24) for task in ("reach", "push", "all")]
+    hits = pd.DataFrame(rows, columns=["clips", "task", "rule", "value", "low", "high"]).assign(n=30)
+    monkeypatch.setattr(claims.reward_study, "goal_frame_hits", lambda profile: hits)
+    told = finding("Fig. 8, ours")
+    assert told.verdict == claims.NOT and told.undecided == undecided and "above it on 1 of 2 tasks" in told.numbers
 
 
 def test_every_claim_gets_one_of_the_four_verdicts_from_an_empty_project(tiny):
@@ -837,6 +888,39 @@ def test_a_policy_is_restored_as_it_was_evaluated(tiny, monkeypatch):
     env.close()
     again = training.evaluate(act, "reach", run.seed * 1000 + 2, 2, 32)
     assert again["return"] == last
+
+
+def test_an_agent_is_held_against_its_own_kind(tiny):
+    ends = {("sac", "sparse"): 1.0, ("dreamer", "sparse"): 100.0, ("sac", "genreward"): 3.0,
+            ("dreamer", "genreward"): 105.0}
+    for run in experiments.experiments("tiny")["base"].runs("tiny"):
+        if (run.agent, run.method) in ends:
+            record(run, [ends[run.agent, run.method] + run.seed] * 3)
+    found = evidence.contrasts("tiny", "base")
+    gains = {curve.rpartition(", ")[2]: (value, control) for curve, value, control in
+             found.loc[found["method"] == "genreward", ["curve", "value", "control"]].itertuples(index=False)}
+    assert gains == {"SAC": (2.0, "Sparse reward, SAC"), "DreamerV3": (5.0, "Sparse reward, DreamerV3")}
+
+
+def test_all_comparisons_of_agents_that_learned_are_counted_together(tiny, monkeypatch):
+    """Two tasks, of which one never varies; the policy that does not learn is no agent's seed."""
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": TRIAL})
+    fill("reach", "sparse", [1.0, 2.0, 3.0])
+    fill("reach", "genreward_sound", [7.0, 8.0, 9.5])
+    for run in runs("reach", "genreward_sound", "+sound_alpha-0.0"):
+        record(run, [0.0, 0.0, [5.0, 9.0, 7.0][run.seed]])
+    for run in runs("reach", "fb_zero_shot"):
+        record(run, [50.0 + run.seed])
+    fill("drawer-close", "sparse", [0.0, 0.0, 0.0])
+    fill("drawer-close", "genreward_sound", [0.0, 0.0, 0.0])
+    found = evidence.helped("tiny", ["easy"]).set_index(["task", "curve"])
+    full, half = figures.label("genreward_sound"), "without the video-level reward"
+    p = [stats.ttest_ind(ours, [1, 2, 3], equal_var=False).pvalue for ours in ([7, 8, 9.5], [5, 9, 7])]
+    assert p[0] < p[1]
+    assert found.loc[("reach", full), "p_holm"] == pytest.approx(2 * p[0])
+    assert found.loc[("reach", half), "p_holm"] == pytest.approx(max(2 * p[0], p[1]))
+    assert found.loc[[("reach", evidence.ZERO_SHOT), ("drawer-close", full)], "p_holm"].isna().all()
+    assert set(found["experiment"]) == {"easy"} and found.loc[("reach", full), "verdict"] == "better"
 
 
 def test_curves_of_two_agents_are_told_apart(tiny):

@@ -388,8 +388,9 @@ def test_who_likes_the_oddity_is_not_said_to_see_the_function():
     found = quality_of("odd", episode_scores(*made_up(by_oddity, starts=12, pairs=12)), resamples=50)
     assert found.set_index(["task", "metric"]).loc[("all", "function"), "low"] == 1
     given = verdicts(found).set_index("question").loc["function"]
-    assert given["verdict"] == 0 and "prefers the odd look itself" in given["text"]
-    assert any(line.startswith("odd: wins its pairs by the odd look itself") for line in conclusions(found))
+    assert given["verdict"] == 0 and given["unseen"] and "not shown to see the fake" in given["text"]
+    assert any(line.startswith("odd: wins its pairs, but is not shown to see the fake") for line in conclusions(found))
+    assert not verdicts(found)["unseen"][:2].any()
 
 
 def test_intervals_hold_their_value_and_are_the_same_again():
@@ -451,10 +452,16 @@ def test_words_follow_from_the_numbers():
         "1 of 2 models: tells a success from a late failure (good); of these better than the best control: none.")
     assert "(good); of these better than the best control: good." in conclusions(found, {"success": {"good"}})[0]
     lines = conclusions(found.replace({"good": "genreward_sound", "bad": "genreward"}))
+    scored = {name: episode_scores(*made_up(score, starts=12, pairs=12)) for name, score in (
+        ("genreward_sound", lambda far, *_: far), ("genreward", lambda far, *_: -far))}
     assert "1 of 3 models: tells a success from a late failure (genreward_sound)." in lines
     assert "1 of 3 models: prefers looks over function (genreward)." in lines
     assert any(line.startswith("The sound variant, or as printed: genreward_sound against genreward: auroc_failure "
-                               "1.00 [1.00, 1.00] against 0.00 [0.00, 0.00]") for line in lines)
+                               "1.00 [1.00, 1.00] against 0.00 [0.00, 0.00];") for line in lines)
+    sound, printed = (quality_of(name, table, resamples=10) for name, table in scored.items())
+    apart = {("genreward_sound", "genreward"): ahead("genreward_sound", *scored.values(), resamples=10)}
+    line = next(line for line in conclusions(pd.concat([sound, printed]), apart=apart) if line.startswith("The sound"))
+    assert "auroc_failure 1.00 [1.00, 1.00] against 0.00 [0.00, 0.00] (+1.00 [1.00, 1.00]);" in line
 
 
 # ---- scoring
