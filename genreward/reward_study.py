@@ -740,7 +740,7 @@ def goal_frame_changes(profile: str | Profile) -> pd.DataFrame:
     clips, so it is the difference that has to be told from zero, and two intervals may overlap where it is."""
     found, rows = _goal_frame_hits(profile), []
     for (kind, rule), by_task in found.items():
-        if rule == "clip":
+        if rule in ("clip", "random"):  # a frame at random is no choice of a clip: its hit is a share
             continue
         change = {task: np.subtract(values, found[kind, "clip"][task]) for task, values in by_task.items()}
         every = np.concatenate(list(change.values()))
