@@ -378,10 +378,10 @@ def break_scale(axis: Axes, near: float, far: float, low: float = 0.0) -> None:
     axis.axhspan(near, axis.get_ylim()[1], color="0.93", linewidth=0, zorder=0)
 
 
-def set_apart(axis: Axes, far: float, fraction: float = 0.2) -> bool:
+def set_apart(axis: Axes, far: float, fraction: float = 0.2, also: Sequence[float] = ()) -> bool:
     """`break_scale` between the axis' lines and the one at `far`, if none of the others comes to that `fraction` of it;
-    whether it was done. The even part holds every other line; bands may leave it."""
-    heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+    whether it was done. The even part holds every other line, and `also` those heights; bands may leave it."""
+    heights = np.concatenate([*(np.asarray(line.get_ydata(), float) for line in axis.lines), np.asarray(also, float)])
     nearby = heights[heights < far]
     if not len(nearby) or nearby.max() >= fraction * far:
         return False

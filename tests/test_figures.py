@@ -293,6 +293,21 @@ def test_a_broken_scale_is_even_below_and_keeps_the_order_above():
         figures.break_scale(axis, 10, 5)
 
 
+def test_only_a_line_far_from_all_others_is_set_apart():
+    fig, (far, near) = pyplot.subplots(1, 2)
+    for axis, best in ((far, 30.0), (near, 500.0)):
+        axis.plot([0, 1], [10.0, best])
+        axis.axhline(1000)
+    assert not figures.set_apart(near, 1000) and near.get_yscale() == "linear"
+    assert figures.set_apart(far, 1000, also=[0, 40])
+
+    def height(value):
+        return far.transAxes.inverted().transform(far.transData.transform((0, value)))[1]
+
+    assert height(40) - height(20) == pytest.approx(height(20) - height(0)) and height(0) > 0
+    assert height(40) < 1 / (1 + figures.BROKEN * 1.4) < height(1000)
+
+
 @pytest.mark.parametrize("method", ["genreward_sound", "dense", "sparse"])
 def test_shades_of_a_colour_are_told_apart_and_begin_with_itself(method):
     tone = figures.colour(method)
