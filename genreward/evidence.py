@@ -590,10 +590,14 @@ PAY_COLUMNS = ("task", "curve", "player", "value", "low", "high", "n", "environm
 
 
 def asked_members(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:
-    """The `members` of whose reward `would_pay` has asked what it would pay others, with reward (the record's name)."""
+    """The `members` of whose reward `would_pay` has asked what it would pay others, with reward (the record's name). Of
+    a curve with agents beside both the sparse and the dense reward of a task the name says which are the latter."""
     declared = members(profile, names)
     declared["reward"] = declared["task"] + "-" + declared["method"] + declared["variant"]
-    return declared[declared["reward"].isin(set(results.load(asked.folder(profile))["run"]))]
+    known = declared[declared["reward"].isin(set(results.load(asked.folder(profile))["run"]))].copy()
+    both = known.groupby(["task", "curve"])["reward"].transform("nunique") > 1
+    known.loc[both & known["method"].str.endswith("_dense"), "curve"] += ", beside the dense reward"
+    return known
 
 
 def own_pay(profile: str | Profile, names: Sequence[str] = asked.COMPARED) -> pd.DataFrame:

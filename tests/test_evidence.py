@@ -824,6 +824,27 @@ def test_whom_a_reward_is_shown_to_prefer(tiny, expert, above, below):
     assert places[evidence.OWN] == pytest.approx((0.9, 50)) and places[figures.label("random")] == (0.2, -2)
 
 
+def test_a_reward_beside_either_reward_of_the_environment_is_asked_about_twice(tiny, monkeypatch):
+    both = Experiment("easy", "", "", ("reach",), (Arm("genreward_sound"), Arm("genreward_sound_dense")), seeds=1)
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": both})
+    paid = {"genreward_sound": 10.0, "genreward_sound_dense": 30.0}
+    for run in both.runs("tiny"):
+        record(run, [1.0, 2.0, 3.0])
+        results.write_run(behaviour.folder("tiny"), run.run_id, [
+            {"experiment": "behaviour", "method": run.label, "task": "reach", "seed": 0, "step": 768, "metric": metric,
+             "value": value} for metric, value in (("return", 3.0), ("success", 0.0), ("progress_end", 0.5),
+                                                   ("paid_env", 1.0), ("paid_frame", paid[run.method]))], {})
+        results.write_run(would_pay.folder("tiny"), would_pay.name(run), [
+            {"experiment": run.method, "method": "random", "task": "reach", "seed": 0, "step": 0, "metric": metric,
+             "value": value} for metric, value in (("return", 7.0), ("success", 0.0), ("progress_end", 0.2),
+                                                   ("paid_env", 1.0), ("paid_frame", paid[run.method] + 1))], {})
+    found = evidence.would_pay("tiny", ["easy"]).set_index(["curve", "player"])["value"]
+    usual, beside = figures.label("genreward_sound"), figures.label("genreward_sound") + ", beside the dense reward"
+    random = figures.label("random")
+    assert found.to_dict() == {(usual, random): 11, (usual, evidence.OWN): 10, (beside, random): 31,
+                               (beside, evidence.OWN): 30}
+
+
 def test_an_expert_far_above_all_curves_has_a_strip_of_its_own(tiny):
     for run in runs("reach", "sparse") + runs("drawer-close", "sparse"):
         record(run, [1.0, 2.0, 3.0 if run.task == "reach" else 300.0])
