@@ -246,13 +246,16 @@ def test_what_it_tells_of_others_pay_is_on_record():
     def said(task, curve, player):
         return at.loc[(task, curve, player), "said"]
 
+    def listed(words):
+        return f"{', '.join(words[:-1])} and {words[-1]}"
+
     def shown(task, curve):
         return at.loc[(task, curve, own), ["n", "above", "below", "success"]].tolist()
 
     for sentence in (
-            f"would be paid {said('pick-place', usual, expert)} and {said('bin-picking', usual, expert)}, agents that "
-            f"never succeed are paid {said('pick-place', usual, own)} (three) and "
-            f"{said('bin-picking', usual, own)} (three)",
+            "On all five of the paper's tasks it asks for something else than the task: the scripted expert would be "
+            f"paid {listed([f'{said(task, usual, expert)} ({task})' for task in PAPER_TASKS])}, agents that never succeed, "
+            f"three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
@@ -268,13 +271,12 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
-    n, above, below, success = shown("pick-place", usual)
-    assert (n, above, success) == (3, "", 0) and expert in below
+    for task in PAPER_TASKS:
+        n, _, below, success = shown(task, usual)
+        assert (n, success) == (3, 0) and expert in below, task
     n, above, below, success = shown("pick-place", other[0])
     assert (n, above, success) == (3, "", 0) and expert in below
     assert shown("pick-place", other[1]) == [3, "", "", 0]
-    n, above, below, success = shown("bin-picking", usual)
-    assert (n, above, success) == (3, "", 0) and expert in below
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
     assert at.loc[("push", usual, alone), "low"] > at.loc[("push", usual, expert), "high"]
