@@ -254,8 +254,8 @@ def test_what_it_tells_of_others_pay_is_on_record():
 
     for sentence in (
             "On all five of the paper's tasks it asks for something else than the task: the scripted expert would be "
-            f"paid {listed([f'{said(task, usual, expert)} ({task})' for task in PAPER_TASKS])}, agents that never succeed, "
-            f"three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
+            f"paid {listed([f'{said(task, usual, expert)} ({task})' for task in PAPER_TASKS])}, agents that never "
+            f"succeed, three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
