@@ -371,9 +371,8 @@ def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
     told = [f"{shorter.loc[name, 'value']:.2f}" for name in (*map(figures.label, ("dense", "genreward_sound")), *goals)]
     assert set(shorter["n"]) == {3} and set(shorter["steps"]) == {30_720} and not shorter["success"].any()
     assert (f"after 30,720 steps {told[0]} (dense), {told[1]} (sound beside it), {told[2]} (a real video in which the "
-            f"object teleports, Table B), {told[3]} (goal frame at random, Table C), {told[4]} (OpenCLIP as the picture "
-            "encoder of $F$ and $B$, Table C), n=3 each, no difference shown."
-            ) in TEXT
+            f"object teleports, Table B), {told[3]} (goal frame at random, Table C), {told[4]} (OpenCLIP as the "
+            "picture encoder of $F$ and $B$, Table C), n=3 each, no difference shown.") in TEXT
     halves = evidence.summary("laptop", "fig9").set_index("curve").loc[
         ["without the video-level reward", "without the FB reward"]]
     assert set(halves["n"]) == {3} and not halves["success"].any()
