@@ -628,10 +628,11 @@ def unlearned(models: Iterable[str]) -> list[str]:
 
 
 def compared(profile: str | Profile) -> dict[tuple[str, str], pd.DataFrame]:
-    """(model, other) of `reward_metrics.COMPARISONS` -> `ahead_of`, where both are scored."""
+    """(model, other) of `reward_metrics.COMPARISONS` -> how far the first is ahead, where both are scored."""
     known = set(scored_models(profile))
-    return {(first, second): ahead_of(profile, dict.fromkeys(HEADLINE, second), [first])
-            for first, second, _ in COMPARISONS if {first, second} <= known}
+    pairs = [(first, second) for first, second, _ in COMPARISONS if {first, second} <= known]
+    tables = _scored_episodes(profile, [name for pair in pairs for name in pair]) if pairs else {}
+    return {(first, second): ahead(first, tables[first], tables[second], HEADLINE) for first, second in pairs}
 
 
 def _scored_episodes(profile: str | Profile, models: Sequence[str] | None) -> dict[str, pd.DataFrame]:
