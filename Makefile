@@ -15,12 +15,6 @@ READY := $(VENV)/ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
-# NumPy's matrix products by the code that made the committed figures, where the processor has it: other code sums in
-# another order, and an SVG differs in its last digits
-ifneq (,$(shell grep -m1 -o avx2 /proc/cpuinfo 2>/dev/null))
-export OPENBLAS_CORETYPE ?= Haswell
-export OPENBLAS_L2_SIZE ?= 512
-endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures lab results smoke test lint check bench doctor lock clean

@@ -1,10 +1,12 @@
 """The runner's promises (whole files, loud errors), the rules, and the book itself."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -57,15 +59,31 @@ def test_a_notebook_runs_with_its_parameters(shelf, root):
     assert executed(root) == ["00_trial.ipynb"]
 
 
-@pytest.mark.parametrize("said", [None, "2"])
-def test_a_kernel_has_one_thread_unless_told_otherwise(shelf, root, monkeypatch, said):
-    """Else a figure's last digits would hang on the number of cores of the machine that drew it."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if said:
-        monkeypatch.setenv("OMP_NUM_THREADS", said)
-    shelf(notebook(f"import os; assert os.environ['OMP_NUM_THREADS'] == {said or '1'!r}"))
-    book.run_notebook("00", "smoke")
-    assert os.environ.get("OMP_NUM_THREADS") == said
+CORE = """import ctypes, os, numpy
+from pathlib import Path
+libraries = sorted(Path(numpy.__file__).parents[1].glob("numpy.libs/libscipy_openblas64_*.so"))
+core = ctypes.CDLL(str(libraries[0])).scipy_openblas_get_corename64_
+core.restype = ctypes.c_char_p
+print(os.environ["OMP_NUM_THREADS"], core().decode())"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux" or platform.machine() != "x86_64",
+                    reason="NumPy's own wheels bring another library of matrix products there")
+@pytest.mark.parametrize("said", [{}, {"OMP_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Nehalem"}])
+def test_a_kernel_adds_up_in_one_order_unless_told_otherwise(shelf, root, monkeypatch, said):
+    """Else a figure's last digits would hang on the number of cores and the processor of the machine that drew it."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    shelf(notebook(CORE))
+    before = dict(os.environ)
+    cells = nbformat.read(book.run_notebook("00", "smoke"), as_version=4).cells
+    threads, core = next(cell for cell in cells if cell.source == CORE).outputs[0].text.split()
+    assert threads == said.get("OMP_NUM_THREADS", "1")
+    if said or "avx2" in Path("/proc/cpuinfo").read_text():
+        assert core == said.get("OPENBLAS_CORETYPE", "Haswell")
+    assert dict(os.environ) == before
 
 
 def test_two_notebooks_run_at_once_with_a_kernel_each(root):
