@@ -131,8 +131,8 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
     against: the controls' printed names, all of which must be beaten (those that the profile declares); None: the same
     environment reward alone. curves: only these (printed names); None: the methods as they are, and where the picture
     is distracted, if that is declared (the control is distracted as well).
-    longer: the experiment whose runs are the controls. One line a comparison in the numbers. Nothing is decided while
-    parts are missing that could turn the verdict: declared seeds, and tasks or controls where all is well so far. In
+    longer: the experiment whose runs are the controls. Nothing is decided while parts are missing that could turn the
+    verdict: declared seeds, and tasks or controls where all is well so far. In
     `evidence.SHARED` a comparison must stand after Holm's correction for all of `evidence.shared`, too; elsewhere each
     is judged by itself, for the claim and against it.
     """
@@ -147,16 +147,14 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         found = pd.concat(sides, ignore_index=True)
         if found.empty:
             return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={longer or name}")
-        several = len(sides) > 1 or longer is not None
-        said = [f"{row.task}, {row.curve}: {evidence.gained(row)} (n={row.n})" + f" against {row.control}" * several
-                for row in found.itertuples()]
+        said = [evidence.gained(row) for row in found.itertuples()]
         seeds = declared.groupby(["task", "curve"])["seed"].nunique()
         whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
         judged = [evidence.verdict(row) for _, row in found.iterrows()]
         if name == evidence.SHARED:
             known = evidence.shared(profile).set_index(["task", "curve", "control"])["p_holm"]
             corrected = [known[row.task, row.curve, row.control] for row in found.itertuples()]
-            said = [f"{words}, p = {p:.2g} with all {len(known)} comparisons of these seeds counted"
+            said = [f"{words} (p = {p:.2g} with all {len(known)} comparisons of these seeds counted)"
                     for words, p in zip(said, corrected, strict=True)]
             judged = [side if p < 0.05 else "open" for side, p in zip(judged, corrected, strict=True)]
         better, worse = [side == "better" for side in judged], [side == "worse" for side in judged]
@@ -165,17 +163,15 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
             place = row.task, row.curve
             if place not in beyond.index or (side := evidence.verdict(own := beyond.loc[place])) == "better":
                 continue
-            worse[number] |= side == "worse"
-            if better[number]:
-                better[number] = False
-                said[number] += (f"; but it does not end above random actions' {evidence.number(own['random'])} "
-                                 f"({evidence.gained(own)}): who learns nothing does not learn more")
-            elif side == "worse":
-                said[number] += f"; below random actions' {evidence.number(own['random'])} ({evidence.gained(own)})"
+            if side == "worse" or better[number]:  # who learns nothing does not learn more
+                place = "below" if side == "worse" else "not shown above"
+                said[number] += f" ({place} random actions: {evidence.gained(own)})"
+            better[number], worse[number] = False, worse[number] or side == "worse"
+        told = _by_curve(found, said, named=len(sides) > 1 or longer is not None)
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
             worst = later[later["curve"].isin(found["curve"])].sort_values("value").iloc[0]
-            said.append(f"where the control stands best, at {worst['step']:,} steps: {evidence.gained(worst)}")
+            told.append(f"where the control stands best, at {worst['step']:,} steps: {evidence.gained(worst)}")
         wanted = declared.loc[declared["method"].isin(ours), "task"].nunique()
         part = f"{found['task'].nunique()} of {wanted} tasks so far; " if found["task"].nunique() < wanted else ""
         begun = declared[declared["method"].isin(found["method"]) & declared["task"].isin(found["task"])]
@@ -183,12 +179,24 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         missing = any(side.empty for side in sides) or begun > set(zip(found["task"], found["curve"], strict=True))
         if any(full and not good for full, good in zip(whole, better, strict=True)):
             against_it = any(full and bad for full, bad in zip(whole, worse, strict=True))
-            return Finding(NOT, part + "; ".join(said), not against_it, bool(part))
+            return Finding(NOT, part + "; ".join(told), not against_it, bool(part))
         if all(better) and all(whole) and not part and not missing:
-            return Finding(REPRODUCED, "; ".join(said))
-        return Finding(OPEN, part + "; ".join(said) + "; seeds are missing" * (not all(whole)), part=bool(part))
+            return Finding(REPRODUCED, "; ".join(told))
+        return Finding(OPEN, part + "; ".join(told) + "; seeds are missing" * (not all(whole)), part=bool(part))
 
     return find
+
+
+def _by_curve(found: pd.DataFrame, said: Sequence[str], named: bool) -> list[str]:
+    """What was said of the lines of `contrasts`, task by task, put together by curve, with the number of seeds once
+    where it is the same on all tasks. named: with the control's name, where there are several."""
+    lines = []
+    for (curve, control), of in found.assign(said=said).groupby(["curve", "control"], sort=False):
+        alike = of["n"].nunique() == 1
+        of_tasks = [f"{row.task} {row.said}" + f" (n={row.n})" * (not alike) for row in of.itertuples()]
+        lines.append(curve + f" against {control}" * named + f" (n={of['n'].iloc[0]})" * alike + ": "
+                     + ", ".join(of_tasks))
+    return lines
 
 
 def _frames(profile: Profile) -> Finding:
@@ -319,7 +327,8 @@ def markdown(found: pd.DataFrame) -> str:
              f"are measured on some of their tasks only.", "",
              "| paper | claim | verdict | measured here | notebook |", "| --- | --- | --- | --- | --- |"]
     for row in found.itertuples():
-        measured = f"`{row.measured}`" if row.measured.startswith(("make ", "python ")) else row.measured
+        to_run = row.measured.startswith(("make ", "python "))
+        measured = f"`{row.measured}`" if to_run else row.measured.replace("; ", ";<br>")
         verdict = f"**{row.verdict}**" + ", undecided" * row.undecided
         lines.append(f"| {row.item} | {row.claim} | {verdict} | {measured} | {row.notebook} |")
     return "\n".join(lines)

@@ -425,7 +425,7 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     fill("reach", "sparse", [1.0, 1.1, 0.9])
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     found = finding()
-    assert found.verdict == claims.OPEN and found.numbers.startswith("1 of 2 tasks so far; reach, GenReward")
+    assert found.verdict == claims.OPEN and found.numbers.startswith("1 of 2 tasks so far; GenReward")
     fill("drawer-close", "sparse", [1.0, 1.1, 0.9])
     fill("drawer-close", "genreward_sound", [9.0, 9.1, 8.9])
     assert finding().verdict == claims.REPRODUCED and "+8 [" in finding().numbers
@@ -433,7 +433,7 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     fill("drawer-close", "genreward_sound", [1.0, 1.2, 0.9])  # no different from the control
     assert finding().verdict == claims.NOT and finding().undecided  # not shown, and nothing speaks against it
     told = claims.markdown(claims.findings("tiny"))
-    assert "Of those not reproduced 1 are *undecided*" in told and "**not reproduced**, undecided | reach" in told
+    assert "Of those not reproduced 1 are *undecided*" in told and "**not reproduced**, undecided | GenReward" in told
     fill("drawer-close", "genreward_sound", [0.1, 0.2, 0.15])
     assert finding().verdict == claims.NOT and not finding().undecided
 
@@ -455,13 +455,14 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     found = evidence.beyond_random("tiny", "easy").set_index("curve").loc[figures.label("genreward_sound")]
     wanted = stats.ttest_ind([9.0, 9.1, 8.9], values, equal_var=False).confidence_interval(0.95)
     assert (found["value"], found["low"], found["high"], found["random"]) == pytest.approx((0.0, *wanted, 9.0))
-    assert finding().verdict == claims.NOT and "does not end above random actions' 9 (0 [" in finding().numbers
+    assert finding().verdict == claims.NOT and "(not shown above random actions: 0 [" in finding().numbers
     assert finding().undecided
     random_actions([19.0, 21.0, 20.0, 20.0])
     assert finding().verdict == claims.NOT and not finding().undecided  # above the control, and below random actions
+    assert "+8 [" in finding().numbers and "(below random actions: -11 [" in finding().numbers
     fill("reach", "genreward_sound", [1.0, 1.2, 0.9])  # and so where it is no better than the control either
     assert finding().verdict == claims.NOT and not finding().undecided
-    assert "; below random actions' 20 (-19 [" in finding().numbers
+    assert "(below random actions: -19 [" in finding().numbers
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     random_actions([1.0, 3.0, 2.0, 2.0])
     assert finding().verdict == claims.REPRODUCED and "random" not in finding().numbers
@@ -510,7 +511,7 @@ def test_a_claim_about_distracted_tasks_is_asked_of_them_too(tiny, monkeypatch):
     fill_seen("sparse", [4.0, 4.1, 3.9])
     fill_seen("genreward_sound", [6.0, 6.1, 5.9])
     assert finding().verdict == claims.REPRODUCED
-    assert "+8 [" in finding().numbers and "distracted (all-easy-dynamic): +2 [" in finding().numbers
+    assert "+8 [" in finding().numbers and "distracted (all-easy-dynamic) (n=3): reach +2 [" in finding().numbers
     fill_seen("genreward_sound", [4.0, 4.2, 3.9])
     assert finding().verdict == claims.NOT
 
