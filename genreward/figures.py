@@ -390,33 +390,6 @@ def set_apart(axis: Axes, far: float, fraction: float = 0.2, also: Sequence[floa
     return True
 
 
-def loss_curves(table: pd.DataFrame | Mapping[str, Sequence[float]], x: str = "step", smooth: int = 1,
-                log: bool = False, ylabel: str = "loss") -> Figure:
-    """Losses against training steps: one line a column of `table` other than `x` (the index where there is none).
-
-    `smooth`: width of the running mean, in rows; the raw values stay visible behind it. `log`: logarithmic scale.
-    """
-    table = pd.DataFrame(table)
-    steps = table[x] if x in table else pd.Series(table.index, index=table.index)
-    losses = table.drop(columns=[x], errors="ignore").select_dtypes("number")
-    if losses.empty:
-        raise InputError("loss curves: the table has no numbers")
-    if smooth < 1:
-        raise InputError(f"loss curves: smooth must be at least 1, not {smooth}")
-    fig, axis = pyplot.subplots(figsize=(4.6, 2.6), layout="constrained")
-    for name, tone in zip(losses, seaborn.color_palette("colorblind", losses.shape[1]), strict=True):
-        known = losses[name].notna()
-        raw = losses[name][known]
-        if smooth > 1:
-            axis.plot(steps[known], raw, color=tone, alpha=0.25, linewidth=0.7)
-        axis.plot(steps[known], raw.rolling(smooth, min_periods=1).mean(), color=tone, linewidth=1.3, label=str(name))
-    axis.set(xlabel="training steps" if x == "step" else x, ylabel=ylabel, yscale="log" if log else "linear")
-    if losses.shape[1] > 1:
-        axis.legend()
-    seaborn.despine(fig)
-    return fig
-
-
 def heatmaps(matrices: Mapping[str, np.ndarray], label: str, cell: float = 0.36) -> Figure:
     """One panel a matrix of numbers in [-1, 1], each number printed in its cell; rows and columns are counted from 0
     and both called `label`; `cell` in inches."""

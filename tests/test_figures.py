@@ -232,15 +232,6 @@ def test_curves_bad_input():
         figures.learning_curves(runs(), "episode_return", tasks=["shelf"])
 
 
-def test_loss_curves_draw_every_loss():
-    fig = figures.loss_curves(pd.DataFrame({"step": [1, 2, 3, 4], "vae": [4.0, 3, 2, 1], "kl": [1.0, np.nan, 1, 1]}),
-                              smooth=2)
-    smooth = {line.get_label(): line.get_ydata() for line in fig.axes[0].lines if not line.get_label().startswith("_")}
-    assert smooth["vae"].tolist() == [4, 3.5, 2.5, 1.5] and len(smooth["kl"]) == 3
-    with pytest.raises(InputError, match="no numbers"):
-        figures.loss_curves(pd.DataFrame({"step": [1]}))
-
-
 def test_a_video_plays_and_is_right_side_up(tmp_path):
     frames = clip(5, 33, 33, value=20)
     frames[:, :10] = (200, 30, 30)  # a red band at the top
