@@ -669,13 +669,14 @@ LINES, MARKERS = ("-", ":", "--", (0, (7, 1.5, 1, 1.5, 1, 1.5))), "os^D"
 def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
-    colour a method (its variants differ in shade, line and marker; after four they repeat); F and B's own policy,
-    which does not learn, as a line across; expert dashed, random dotted. Student's 95% interval is a band, or,
-    where more than three curves are declared, a whisker of the last mean on the panel's right: that many bands hide
-    each other. A panel without a finished run says so. The legend gives n, as a range where it differs between
-    panels. Panels are as high as their curves: the interval of few seeds may leave them (of two it is 3.6 times as
-    wide as of three). Where no curve gets to a fifth of the expert's return, the expert has a strip of its own
-    (`figures.set_apart`). Declared curves that a panel lacks are named in it.
+    colour a method (its variants differ in shade, line and marker; after four they repeat); F and B's own policy, which
+    does not learn, as a line across; expert dashed, random dotted. Student's 95% interval is a band, or, where more
+    than three curves are declared, a whisker on the panel's right, of all at the last step that all of them have: that
+    many bands hide each other. A curve that goes on has one more, at its end. A panel without a finished run says so.
+    The legend gives n, as a range where it differs between panels. Panels are as high as their curves: the interval of
+    few seeds may leave them (of two it is 3.6 times as wide as of three). Where no curve gets to a fifth of the
+    expert's return, the expert has a strip of its own (`figures.set_apart`). Declared curves that a panel lacks are
+    named in it.
     """
     profile = profiles.get_profile(profile)
     declared, table = members(profile, name), rows(profile, name)
@@ -697,6 +698,7 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     for axis, task in zip(axes.flat, tasks, strict=False):
         here = table[(table["task"] == task) & (table["metric"] == metric)]
         steps = max(declared.loc[declared["task"] == task, "wanted"].max(), 1)
+        ends = here[here["curve"].isin(learners)].groupby("curve")["step"].max()
         for curve, tone, line, marker in curves[["tone", "line", "marker"]].itertuples():
             of = here[here["curve"] == curve]
             if of.empty:
@@ -713,10 +715,14 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
             axis.plot(means.index, means["value"], marker=marker, markersize=2, linewidth=1.4, **look)
             if banded and means["low"].notna().any():
                 axis.fill_between(means.index, means["low"], means["high"], color=tone, alpha=0.12, linewidth=0)
-            elif not banded and not math.isnan((end := means.iloc[-1])["low"]):
-                place = steps * (1.05 + 0.035 * learners.index(curve))  # of all of them, whatever step a curve ends at
-                axis.errorbar(place, end["value"], [[end["value"] - end["low"]], [end["high"] - end["value"]]],
-                              fmt=marker, color=tone, markersize=3, linewidth=1.2)
+            elif not banded:
+                places = {ends[curve]: ends[curve]} if ends[curve] > ends.min() else {}
+                places[ends.min()] = steps * (1.05 + 0.035 * learners.index(curve))  # where no steps are
+                for step, place in places.items():
+                    at = means.loc[:step].iloc[-1]
+                    if not math.isnan(at["low"]):
+                        axis.errorbar(place, at["value"], [[at["value"] - at["low"]], [at["high"] - at["value"]]],
+                                      fmt=marker, color=tone, markersize=3, linewidth=1.2)
         for policy, line in (("expert", "--"), ("random", ":")):
             if (task, policy) in references.index:
                 axis.axhline(references.loc[(task, policy), metric], color=figures.colour(policy), linestyle=line,
@@ -734,8 +740,11 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
         axis.set(title=task, xlabel="environment steps", ylim=(heights.min() - room, heights.max() + room))
         if len(here) and math.isfinite(expert):
             figures.set_apart(axis, expert)
-        if axis.containers:  # whiskers, which stand where no steps are
+        if axis.containers:  # whiskers
             axis.axvspan(steps * 1.022, steps * (1.06 + 0.035 * len(learners)), color="0.95", linewidth=0, zorder=0)
+            if ends.max() > ends.min():
+                axis.annotate(f"at {ends.min() / 1000:.3g}k", (1, 0), (0, -4), "axes fraction", "offset points",
+                              ha="right", va="top", fontsize=6, color="#666666")
         axis.set_xlim(0, steps * (1.04 if banded else 1.06 + 0.035 * len(learners)))
         axis.set_xticks([at for at in MaxNLocator(4).tick_values(0, steps) if at <= steps])
         axis.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")

@@ -408,6 +408,33 @@ def test_few_curves_have_bands_and_many_have_whiskers_of_the_same_interval(tiny,
         assert (here[:, 0] > 768).all() == bool(more) and here[:, 0].max() < axis.get_xlim()[1]
 
 
+def test_whiskers_are_of_one_step_and_a_curve_that_goes_on_has_another_at_its_end(tiny, monkeypatch):
+    arms = tuple(Arm(name) for name in ("sparse", "genreward_sound", "dense", "roboclip"))
+    trial = Experiment("easy", "", "", ("reach",), arms)
+    longer = replace(trial, name="longer", arms=arms[:1], times=2)
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial, "longer": longer})
+    at_half, at_end = [3.0, 4.0, 8.0], [20.0, 21.0, 25.0]
+    for run in longer.runs("tiny"):
+        record(run, [1.0, 2.0, at_half[run.seed], 9.0, 9.0, at_end[run.seed]])
+    for run in trial.runs("tiny"):
+        if run.method == "dense":
+            record(run, [1.0, 2.0, at_end[run.seed] - 9])
+    nothing = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []]))
+    axis = evidence.learning_figure("tiny", ["easy", "longer"], nothing).axes[0]
+
+    def whiskers(method):
+        lines = [one for one in axis.collections if to_rgba(one.get_color()[0], 1) == to_rgba(figures.colour(method))]
+        points = [line.get_paths()[0].vertices for line in lines]
+        return {at[0, 0] <= 1536: (at[:, 1].min(), at[:, 1].max()) for at in points}
+
+    def interval(values):
+        return pytest.approx(stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values)))
+
+    assert whiskers("sparse") == {False: interval(at_half), True: interval(at_end)}
+    assert whiskers("dense") == {False: interval(np.array(at_end) - 9)}
+    assert "at 0.768k" in [text.get_text() for text in axis.texts]
+
+
 # --- the honesty table ------------------------------------------------------------------------------------------------
 
 
