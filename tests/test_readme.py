@@ -367,19 +367,22 @@ def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
             f"{1 - paid[below.index[0]]:.1%} and {1 - paid[below.index[1]]:.0%} of") in TEXT
     shorter = pd.concat([evidence.summary("laptop", name) for name in ("tableB", "tableC")]).drop_duplicates("curve")
     shorter = shorter[shorter["n"] > 0].set_index("curve")
-    goals = [*(evidence.SOURCE_NAMES[name] for name in ("teleport", "random_frame")), "picture encoder OpenCLIP"]
+    sources = ("expert_video", "teleport", "random_frame")
+    goals = [*(evidence.SOURCE_NAMES[name] for name in sources), "picture encoder OpenCLIP"]
     told = [f"{shorter.loc[name, 'value']:.2f}" for name in (*map(figures.label, ("dense", "genreward_sound")), *goals)]
     assert set(shorter["n"]) == {3} and set(shorter["steps"]) == {30_720} and not shorter["success"].any()
-    assert (f"after 30,720 steps {told[0]} (dense), {told[1]} (sound beside it), {told[2]} (a real video in which the "
-            f"object teleports, Table B), {told[3]} (goal frame at random, Table C), {told[4]} (OpenCLIP as the "
-            "picture encoder of $F$ and $B$, Table C), n=3 each, no difference shown.") in TEXT
+    assert (f"after 30,720 steps {told[0]} (dense), {told[1]} (sound beside it), {told[2]} (a real video, Fig. 10), "
+            f"{told[3]} (the same in which the object teleports, Table B), {told[4]} (goal frame at random, Table C), "
+            f"{told[5]} (OpenCLIP as the picture encoder of $F$ and $B$, Table C), n=3 each, no difference shown."
+            ) in TEXT
     halves = evidence.summary("laptop", "fig9").set_index("curve").loc[
         ["without the video-level reward", "without the FB reward"]]
     assert set(halves["n"]) == {3} and not halves["success"].any()
     assert (f"{halves['value'].iloc[0]:.2f} without the video-level one, {halves['value'].iloc[1]:.2f} without the "
             "frame-level one (Fig. 9, n=3 each, no difference to the whole shown)") in TEXT
     apart = pd.concat([evidence.contrasts("laptop", name, control) for name in ("tableB", "tableC", "fig9")
-                       for control in (None, figures.label("genreward_sound"))])
+                       for control in (None, figures.label("genreward_sound"))]
+                      + [evidence.contrasts("laptop", "tableB", goals[0])])
     assert ((apart["low"] < 0) & (apart["high"] > 0)).all()
 
 
