@@ -132,9 +132,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
     environment reward alone. curves: only these (printed names); None: the methods as they are, and where the picture
     is distracted, if that is declared (the control is distracted as well).
     longer: the experiment whose runs are the controls. Nothing is decided while parts are missing that could turn the
-    verdict: declared seeds, and tasks or controls where all is well so far. In
-    `evidence.SHARED` a comparison must stand after Holm's correction for all of `evidence.shared`, too; elsewhere each
-    is judged by itself, for the claim and against it.
+    verdict: declared seeds, and tasks or controls where all is well so far.
     """
 
     def find(profile: Profile) -> Finding:
@@ -147,26 +145,9 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         found = pd.concat(sides, ignore_index=True)
         if found.empty:
             return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={longer or name}")
-        said = [evidence.gained(row) for row in found.itertuples()]
         seeds = declared.groupby(["task", "curve"])["seed"].nunique()
         whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
-        judged = [evidence.verdict(row) for _, row in found.iterrows()]
-        if name == evidence.SHARED:
-            known = evidence.shared(profile).set_index(["task", "curve", "control"])["p_holm"]
-            corrected = [known[row.task, row.curve, row.control] for row in found.itertuples()]
-            said = [f"{words} (p = {p:.2g} with all {len(known)} comparisons of these seeds counted)"
-                    for words, p in zip(said, corrected, strict=True)]
-            judged = [side if p < 0.05 else "open" for side, p in zip(judged, corrected, strict=True)]
-        better, worse = [side == "better" for side in judged], [side == "worse" for side in judged]
-        beyond = evidence.beyond_random(profile, name).set_index(["task", "curve"])
-        for number, row in enumerate(found.itertuples()):
-            place = row.task, row.curve
-            if place not in beyond.index or (side := evidence.verdict(own := beyond.loc[place])) == "better":
-                continue
-            if side == "worse" or better[number]:  # who learns nothing does not learn more
-                place = "below" if side == "worse" else "not shown above"
-                said[number] += f" ({place} random actions: {evidence.gained(own)})"
-            better[number], worse[number] = False, worse[number] or side == "worse"
+        said, better, worse = _judged(profile, name, found)
         told = _by_curve(found, said, named=len(sides) > 1 or longer is not None)
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
@@ -185,6 +166,33 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         return Finding(OPEN, part + "; ".join(told) + "; seeds are missing" * (not all(whole)), part=bool(part))
 
     return find
+
+
+def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str], list[bool], list[bool]]:
+    """Of each line of an experiment's `contrasts`: its numbers in words, whether it speaks for a claim that agents do
+    better, and whether against it. In `evidence.SHARED` a difference must stand after Holm's correction for all of
+    `evidence.shared`, too; elsewhere each is judged by itself. Whoever is not shown to end above random actions has not
+    learned more, and whoever ends below them speaks against the claim."""
+    said = [evidence.gained(row) for row in found.itertuples()]
+    judged = [evidence.verdict(row) for _, row in found.iterrows()]
+    if name == evidence.SHARED:
+        known = evidence.shared(profile).set_index(["task", "curve", "control"])["p_holm"]
+        corrected = [known[row.task, row.curve, row.control] for row in found.itertuples()]
+        said = [f"{words} (p = {p:.2g} with all {len(known)} comparisons of these seeds counted)"
+                for words, p in zip(said, corrected, strict=True)]
+        judged = [side if p < 0.05 else "open" for side, p in zip(judged, corrected, strict=True)]
+    beyond = evidence.beyond_random(profile, name).set_index(["task", "curve"])
+    for number, row in enumerate(found.itertuples()):
+        if (row.task, row.curve) not in beyond.index:
+            continue
+        own = beyond.loc[(row.task, row.curve)]
+        side = evidence.verdict(own)
+        if side == "worse" or (side == "open" and judged[number] == "better"):
+            where = "below" if side == "worse" else "not shown above"
+            said[number] += f" ({where} random actions: {evidence.gained(own)})"
+        if side != "better":
+            judged[number] = "worse" if "worse" in (side, judged[number]) else "open"
+    return said, [side == "better" for side in judged], [side == "worse" for side in judged]
 
 
 def _by_curve(found: pd.DataFrame, said: Sequence[str], named: bool) -> list[str]:

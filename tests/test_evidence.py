@@ -184,8 +184,9 @@ def test_a_longer_control_is_set_against_at_its_end_or_at_a_step_and_shares_the_
     record(twice[0], [0.0, 0.0, 1.0, 2.0, 3.0, 2.0])
     record(twice[1], [0.0, 0.0, 2.0, 2.5, 3.2, 2.5])
     found = finding(claim)  # it ends at 2.25, and stood at 3.1 before
-    told = "comparisons of these seeds counted; where the control stands best, at 1,280 steps: +6.4 ["
-    assert "against Sparse reward, 1,536 steps, p = " in found.numbers and told in found.numbers
+    told = "comparisons of these seeds counted); where the control stands best, at 1,280 steps: +6.4 ["
+    assert "against Sparse reward, 1,536 steps (n=2): reach +7.25 [" in found.numbers
+    assert " (p = " in found.numbers and told in found.numbers
 
 
 def test_seeds_that_serve_many_comparisons_must_stand_with_all_of_them_counted(tiny, monkeypatch):
