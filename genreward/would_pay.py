@@ -27,7 +27,7 @@ from .tasks import get_task
 from .training import METHODS, Run
 
 PLAYERS = ("random", "expert", "fb_zero_shot")
-COMPARED = ("fig5", "easy", "again", "fig7", "fig10_easy")
+COMPARED = ("fig5", "easy", "again", "fig7", "fig10", "fig10_easy")
 """The experiments whose rewards are asked. Not those that change weights: their terms are the same, only louder."""
 
 

@@ -241,6 +241,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
     at = found.assign(said=[evidence.ranged(row) for row in found.itertuples()]).set_index(["task", "curve", "player"])
     usual, random, camera = figures.label("genreward_sound"), "goal frame at random", "imagined, other camera"
     expert, alone, own = figures.label("expert"), figures.label("fb_zero_shot"), evidence.OWN
+    filmed, each = ("pick-place", evidence.SOURCE_NAMES["expert_video"]), evidence.own_pay("laptop")
+    each = each[(each["task"] == filmed[0]) & (each["curve"] == filmed[1])]
+    agents = [evidence.number(paid) for paid in each["paid"]]
     drawer, other = "drawer-close", [figures.label(name) for name in ("diffusion_reward", "tadpole")]
 
     def said(task, curve, player):
@@ -256,6 +259,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
             "On all five of the paper's tasks it asks for something else than the task: the scripted expert would be "
             f"paid {listed([f'{said(task, usual, expert)} ({task})' for task in PAPER_TASKS])}, agents that never "
             f"succeed, three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
+            f"toward the goal frame of a real video of pick-place the expert would be paid {said(*filmed, expert)}, "
+            f"random actions {said(*filmed, figures.label('random'))}, and $\\pi_z$, which never succeeds, "
+            f"{said(*filmed, alone)} (three agents, which never succeed, {listed(agents)})",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
@@ -274,6 +280,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
     for task in PAPER_TASKS:
         n, _, below, success = shown(task, usual)
         assert (n, success) == (3, 0) and expert in below, task
+    assert len(each) == 3 and not each["success"].any() and not at.loc[(*filmed, alone), "success"]
+    assert at.loc[(*filmed, alone), "low"] > at.loc[(*filmed, expert), "high"]
+    assert at.loc[(*filmed, expert), "low"] > at.loc[(*filmed, figures.label("random")), "high"]
     n, above, below, success = shown("pick-place", other[0])
     assert (n, above, success) == (3, "", 0) and expert in below
     assert shown("pick-place", other[1]) == [3, "", "", 0]
