@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from . import behaviour, comparison, experiments, figures, files, forecast, profiles, results, training
+from . import behaviour, comparison, experiments, figures, files, forecast, profiles, results, training, variants
 from . import would_pay as asked
 from .goals import Goal
 from .profiles import Profile
@@ -546,6 +546,21 @@ def verdict(contrast: pd.Series) -> str:
     if contrast["low"] > 0:
         return "better"
     return "worse" if contrast["high"] < 0 else "open"
+
+
+def goal_films(profile: str | Profile, name: str | Sequence[str]) -> dict[str, np.ndarray]:
+    """One recorded episode of the first seed of each curve of an experiment (or several) that asks for another goal or
+    for none, behind the goal frame that it was paid toward (white: nothing but the environment's reward): curve ->
+    (1 + 8, H, W, 3) uint8. Curves without a film on record are left out."""
+    films, declared, strips = behaviour.films(profile), members(profile, name), {}
+    for row in declared[(declared["seed"] == 0) & declared["run"].isin(films)].itertuples():
+        source = row.variant.removeprefix("+goal-")
+        goal = Goal.load(variants.folder(profile, source, row.task) if source
+                         else profiles.paths(profile).goals / row.task)
+        unpaid = row.method in ("sparse", "dense")
+        strips[row.curve] = np.concatenate([(np.full_like(goal.frame, 255) if unpaid else goal.frame)[None],
+                                            films[row.run]])
+    return strips
 
 
 def of_finished(table: pd.DataFrame, declared: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from genreward import (
     profiles,
     results,
     training,
+    variants,
     would_pay,
 )
 from genreward.errors import InputError
@@ -434,6 +435,26 @@ def test_whiskers_are_of_one_step_and_a_curve_that_goes_on_has_another_at_its_en
     assert whiskers("sparse") == {False: interval(at_half), True: interval(at_end)}
     assert whiskers("dense") == {False: interval(np.array(at_end) - 9)}
     assert "at 0.768k" in [text.get_text() for text in axis.texts]
+
+
+def test_a_film_stands_behind_the_goal_frame_that_its_agent_was_paid_toward(tiny, monkeypatch):
+    trial = Experiment("easy", "", "", ("reach",), (Arm("sparse"), Arm("genreward_sound"), *(
+        Arm("genreward_sound", (("goal", name),)) for name in ("camera", "recoloured"))))
+    monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    own, other, film = (np.full((frames, 64, 64, 3), tone, np.uint8) for frames, tone in ((3, 10), (3, 200), (8, 90)))
+    own[1], other[2] = 20, 210
+    Goal("x", (), own, np.array([0, 1, 0.0]), 1).save(profiles.paths("tiny").goals / "reach")
+    Goal("x", (), other, np.array([0, 0, 1.0]), 2).save(variants.folder("tiny", "camera", "reach"))
+    folder = behaviour.folder("tiny")
+    folder.mkdir(parents=True)
+    for run in trial.runs("tiny"):
+        record(run, [0.0, 0.0, 1.0])
+        if "recoloured" not in run.variant:
+            np.savez(folder / f"{run.run_id}.npz", frames=film + run.seed)
+    strips = evidence.goal_films("tiny", "easy")
+    first = {curve: int(strip[0].mean()) for curve, strip in strips.items()}
+    assert first == {"Sparse reward": 255, figures.label("genreward_sound"): 20, "imagined, other camera": 210}
+    assert all(strip.shape == (9, 64, 64, 3) and (strip[1:] == 90).all() for strip in strips.values())
 
 
 # --- the honesty table ------------------------------------------------------------------------------------------------

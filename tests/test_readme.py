@@ -261,7 +261,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"succeed, three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
             f"toward the goal frame of a real video of pick-place the expert would be paid {said(*filmed, expert)}, "
             f"random actions {said(*filmed, figures.label('random'))}, and $\\pi_z$, which never succeeds, "
-            f"{said(*filmed, alone)} (three agents, which never succeed, {listed(agents)})",
+            f"{said(*filmed, alone)} (three agents, which never succeed, {listed(agents)}; in the film",
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
