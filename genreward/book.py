@@ -292,6 +292,10 @@ def run_notebook(name: str, profile: str | profiles.Profile, parameters: Mapping
     wrong = sorted(set(given) - set(valid))
     if wrong:
         raise unknown(f"parameter of {notebook.name}:", wrong[0], valid)
+    for name, value in given.items():
+        kinds = (int, float) if isinstance(valid[name], float) else type(valid[name])
+        if valid[name] is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
+            raise InputError(f"parameter {name} of {notebook.name} is {value!r}; valid: such as {valid[name]!r}")
     lacking = missing(notebook, chosen)
     if lacking:
         raise InputError(lacking)
@@ -336,7 +340,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
         line = re.sub(r"\x1b\[[0-9;]*m", "", f"{problem.ename}: {problem.evalue}").strip().splitlines()[0]
         text = (problem.source.strip().splitlines() or [""])[0]
         raise NotebookError(f"{target.stem}: the cell that begins {text!r} failed: {line} "
-                            f"(the whole of it: {failed.name} beside the executed notebooks)") from None
+                            f"(the whole of it: {_short(failed)})") from None
     except DeadKernelError as problem:
         raise NotebookError(f"{target.stem}: {str(problem).splitlines()[0]}") from None
     finally:

@@ -22,7 +22,7 @@ class Damaged(InputError):
 
 def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
     """The error for a name that is in none of the lists: `unknown task 'x'; valid: a, b, c`."""
-    return InputError(f"unknown {kind} {name!r}; valid: {', '.join(sorted(map(str, valid)))}")
+    return InputError(f"unknown {kind} {name!r}; valid: {', '.join(sorted(map(str, valid))) or 'none is there yet'}")
 
 
 def cli(main: Callable[[], int | None]) -> None:

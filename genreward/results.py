@@ -60,12 +60,12 @@ def check_rows(rows: pd.DataFrame | Iterable[Mapping[str, Any]], where: str = "r
     has the same keys. Row numbers count from 1, the header not included.
     """
     table = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
-    if len(table) == 0:
-        raise InputError(f"{where}: no rows")
     wrong = sorted(set(COLUMNS) ^ set(table.columns))
-    if wrong:
+    if wrong and len(table.columns):
         raise InputError(f"{where}: not a table of runs (columns {', '.join(map(str, table.columns))}); "
                          f"valid: {', '.join(COLUMNS)}")
+    if len(table) == 0:
+        raise InputError(f"{where}: no rows")
     table = table.loc[:, list(COLUMNS)].reset_index(drop=True)
 
     def refuse(bad: pd.Series, why: str) -> None:

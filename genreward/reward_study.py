@@ -172,6 +172,9 @@ class Parts:
         return fb
 
 
+GROUPS = ("environment", "control", "published", "genreward")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A model of the study: how it is made, and the files that it needs.
@@ -179,13 +182,17 @@ class Entry:
     reward  the registered reward behind it
     make    (parts, task) -> the model
     needs   (paths, task) -> (file or folder, the command that makes it) pairs
-    group   "environment", "control", "published" or "genreward", for tables and figures
+    group   one of `GROUPS`, for tables and figures
     """
 
     reward: str
     make: Callable[[Parts, str], RewardModel]
     needs: Callable[[profiles.Paths, str], list[tuple[Path, str]]] = lambda where, task: []
     group: str = "published"
+
+    def __post_init__(self) -> None:
+        if self.group not in GROUPS:
+            raise errors.unknown("group of models", self.group, GROUPS)
 
 
 COMPLETE = {"tadpole": "model_index.json", "liv": "liv.json"}  # the file that a finished folder holds
@@ -426,10 +433,10 @@ def score_all(profile: str | Profile, models: Sequence[str] | None = None, tasks
     (columns task, kind, episode, step, score: one entry for each step that the model pays) and, beside it, what made
     them (<model>.json: weights' digests, processor seconds per 1,000 frames, Table 1 properties).
 
-    A task that was scored with the same weights before is passed over (`anew`: it is not), and a task is kept in
-    build/ as soon as it is done, so the same call goes on after a stop. Processes may work on different models at the
-    same time. Returns model -> task -> what is missing; when a model was named and none of its tasks can be scored,
-    that is an InputError.
+    A task that was scored with the same weights before is passed over (`anew`: it is not), which is said of models that
+    were named: what changed may be the model's code. And a task is kept in build/ as soon as it is done, so the same
+    call goes on after a stop. Processes may work on different models at the same time. Returns model -> task -> what is
+    missing; when a model was named and none of its tasks can be scored, that is an InputError.
     """
     profile = profiles.get_profile(profile)
     config, where = get_config(profile), profiles.paths(profile)
@@ -456,6 +463,8 @@ def score_all(profile: str | Profile, models: Sequence[str] | None = None, tasks
             weights = _weights(where, name, task, profile)
             if anew or not _scored(profile, name, task, weights):
                 pending[name] = weights
+            elif models:
+                print(f"{name}, {task}: scored before with the same files; --anew scores it again", flush=True)
         if pending:
             _score_task(profile, task, pending, parts)
     for name in names:
@@ -599,10 +608,15 @@ def load_scores(profile: str | Profile, name: str) -> tuple[pd.DataFrame, dict[s
     return table, made
 
 
-def scored_models(profile: str | Profile) -> list[str]:
-    """The models whose scores are on record, in the order of `MODELS`, then others by name."""
+def scored_models(profile: str | Profile, everywhere: bool = False) -> list[str]:
+    """The models whose scores are on record, in the order of `MODELS`, then others by name. everywhere: only those that
+    were scored on every task on which any was, as models must be to be compared."""
     there = {path.stem for path in (results_folder(profile) / "scores").glob("*.npz")}
-    return [name for name in MODELS if name in there] + sorted(there - set(MODELS))
+    names = [name for name in MODELS if name in there] + sorted(there - set(MODELS))
+    if not everywhere:
+        return names
+    tasks = {name: set(load_scores(profile, name)[1]["tasks"]) for name in names}
+    return [name for name in names if tasks[name] == set().union(*tasks.values())]
 
 
 def quality(profile: str | Profile, models: Sequence[str] | None = None) -> pd.DataFrame:
@@ -624,7 +638,7 @@ def ahead_of(profile: str | Profile, controls: Mapping[str, str], models: Sequen
 
 def unlearned(models: Iterable[str]) -> list[str]:
     """Those of the models that are no reward model to be judged: controls, and the environment's own reward."""
-    return [name for name in models if MODELS[name].group in ("control", "environment")]
+    return [name for name in models if name in MODELS and MODELS[name].group in ("control", "environment")]
 
 
 def compared(profile: str | Profile) -> dict[tuple[str, str], pd.DataFrame]:

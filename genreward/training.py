@@ -147,7 +147,7 @@ def check_run(run: Run) -> Profile:
         raise InputError(f"seed must be at least 0, got {run.seed}")
     profile = _fitted(run, profile)
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
-    if chunk % episode or total_steps(run, profile) % chunk:
+    if chunk % episode or total_steps(run, profile) % chunk or total_steps(run, profile) < chunk:
         raise InputError(f"steps ({total_steps(run, profile)}) must be a multiple of evaluate_every ({chunk}), and "
                          f"that one of the episode's length ({episode})")
     return profile
@@ -188,6 +188,9 @@ def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
         known = getattr(inner, field)
         if isinstance(known, bool) != isinstance(value, bool) or (isinstance(known, str) != isinstance(value, str)):
             raise InputError(f"the change {name} = {value!r} is of another kind than the profile's {known!r}")
+        whole = {part.name: part.type for part in fields(inner)}[field] == "int"
+        if whole and not isinstance(value, int):
+            raise InputError(f"the change {name} = {value!r} must be a whole number, as the profile's {known!r} is")
         profile = replace(profile, **{section: replace(inner, **{field: value})})
     return profile
 
@@ -861,7 +864,7 @@ def main() -> None:
     parser.add_argument("--agent", default="sac", help=", ".join(AGENTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--experiment", default="laptop", help="the name under which the rows are kept")
+    parser.add_argument("--experiment", help="the name under which the rows are kept (default: the profile's)")
     parser.add_argument("--steps", type=int, default=None, help="environment steps (default: the profile's)")
     parser.add_argument("--change", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         help="a number of the profile by its dotted name, e.g. reward.alpha 0.1; or goal and a source")
@@ -869,7 +872,7 @@ def main() -> None:
     arguments = parser.parse_args()
     changes = tuple((name, value if name == "goal" else _parsed(value)) for name, value in arguments.change)
     print(train_agent(Run(arguments.task.removesuffix("-v3"), arguments.method, arguments.agent, arguments.seed,
-                          arguments.profile, arguments.experiment, arguments.steps, changes),
+                          arguments.profile, arguments.experiment or arguments.profile, arguments.steps, changes),
                       accept_code=arguments.accept_code))
 
 

@@ -120,6 +120,8 @@ def test_unknown_names_cost_one_line_and_nothing_runs(shelf, root):
     shelf(notebook())
     with pytest.raises(InputError, match="parameter of 00_trial: 'sed'; valid: profile, seed"):
         book.run_notebook("00", "smoke", {"sed": 1})
+    with pytest.raises(InputError, match="parameter seed of 00_trial is 'many'; valid: such as 0"):
+        book.run_notebook("00", "smoke", {"seed": "many"})
     with pytest.raises(InputError, match="unknown notebook '99'; valid: 00_trial"):
         book.run_notebook("99", "smoke")
     with pytest.raises(InputError, match="unknown profile 'huge'; valid: gpu, laptop"):

@@ -75,6 +75,12 @@ def test_no_rows(tmp_path):
     assert len(empty) == 0 and set(results.COLUMNS) < set(empty.columns)
 
 
+def test_a_file_that_is_no_table_is_called_so(tmp_path):
+    (tmp_path / "r.csv").write_text("hello\n")
+    with pytest.raises(InputError, match=r"r.csv: not a table of runs \(columns hello\); valid: experiment, method"):
+        results.load(tmp_path)
+
+
 def test_reported_numbers_are_refused_among_measured_ones(tmp_path):
     (tmp_path / "paper.csv").write_text("source,item,method,value\na,b,c,1\n")
     with pytest.raises(InputError, match="paper.csv: not a table of runs"):

@@ -715,6 +715,26 @@ def test_the_summary_says_what_the_raw_scores_say(study, capsys):
     assert reward_study.missing("smoke")  # no goal frames yet
 
 
+def test_a_model_of_ones_own_scored_on_one_task_is_left_out_of_what_compares_models(study, monkeypatch, capsys):
+    own = reward_study.Entry("clock", lambda parts, task: rewards.make_reward("clock"), group="control")
+    monkeypatch.setitem(reward_study.MODELS, "own", own)
+    reward_study.score_all("smoke", ["dense", "clock"])
+    reward_study.score_all("smoke", ["own"], ["shelf-place"])
+    assert reward_study.scored_models("smoke") == ["dense", "clock", "own"]
+    whole = reward_study.scored_models("smoke", everywhere=True)
+    assert whole == ["dense", "clock"]
+    assert set(reward_study.ahead_of("smoke", {"partial": "clock"}, whole)["model"]) == {"dense"}
+    capsys.readouterr()
+    reward_study.score_all("smoke", ["own"])
+    assert capsys.readouterr().out == "own, shelf-place: scored before with the same files; --anew scores it again\n"
+    assert reward_study.scored_models("smoke", everywhere=True) == ["dense", "clock", "own"]
+    monkeypatch.delitem(reward_study.MODELS, "own")  # another process, in which nobody made an entry of it
+    assert reward_study.scored_models("smoke", everywhere=True)[-1] == "own"
+    assert reward_study.unlearned(["own", "clock", "dense"]) == ["clock", "dense"]
+    with pytest.raises(InputError, match="unknown group of models 'mine'; valid: control, environment, genreward, pub"):
+        reward_study.Entry("clock", own.make, group="mine")
+
+
 def test_an_f_without_the_action_is_not_said_to_see_it():
     table = reward_study.summary_table("laptop", reward_study.recorded_quality("laptop")).set_index("model")
     for targets in ("goal", "buffer"):

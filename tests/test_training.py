@@ -209,11 +209,24 @@ def test_another_goal_is_another_run(tiny):
     (Run("reach", "dense", profile="tony"), "unknown profile 'tony'; valid: gpu, laptop, paper, smoke, tiny"),
     (Run("reach", "dense", seed=-1, profile="tiny"), "seed must be at least 0, got -1"),
     (Run("reach", "dense", profile="tiny", steps=40), r"steps \(40\) must be a multiple of evaluate_every \(32\)"),
+    (Run("reach", "dense", profile="tiny", steps=0), r"steps \(0\) must be a multiple of evaluate_every \(32\)"),
+    (Run("reach", "sparse", profile="tiny", changes=(("reward.sparse_interval", 8.5),)),
+     r"the change reward.sparse_interval = 8.5 must be a whole number, as the profile's \d+ is"),
 ])
 def test_a_wrong_run_is_refused_before_it_starts(tiny, run, message):
     with pytest.raises(InputError, match=message):
         train_agent(run, progress=False)
     assert not list(tiny.rglob("*"))
+
+
+def test_the_command_line_keeps_a_run_under_its_profiles_name(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "train_agent", lambda run, **more: asked.append(run))
+    words = ["training", "--task", "reach", "--method", "dense", "--profile", "tiny"]
+    for more in ([], ["--experiment", "mine"]):
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        training.main()
+    assert [run.experiment for run in asked] == ["tiny", "mine"] and asked[0].run_id == "tiny-reach-sac-dense-s0"
 
 
 @pytest.mark.parametrize(("method", "what", "stage"), [

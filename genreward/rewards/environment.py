@@ -21,7 +21,7 @@ class DenseReward(RewardModel):
 
 @register("sparse")
 class SparseReward(RewardModel):
-    """The same reward, paid at every `interval`-th step of the episode only (method.md, step 3)."""
+    """The same reward, paid at every `interval`-th step of the episode only, as the paper trains its agents."""
 
     properties = RewardProperties(True, False, True, _CITATION)
 

@@ -162,7 +162,8 @@ class GenReward(RewardModel):
 
     goal         a Goal: its video (K, H, W, 3) for the first term, its selected frame for the second
     video_model  gives the latents; None leaves the video term out
-    fb, encoder  F, B and psi; without fb the frame term is left out. It pays 0 until `fb.frozen` (method.md, step 2)
+    fb, encoder  F, B and psi; without fb the frame term is left out. It pays 0 until F and B are
+                 learned (`fb.frozen`)
     alpha, beta  weights; a term whose weight is 0 is not computed
     interval     environment steps between payments of the video term, and of the frame term when `frame_paid` is
                  "interval" (as printed; "every_step" pays it for each step)
