@@ -216,10 +216,12 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
     said = [f"{', '.join(values[:-1])} and {values[-1]}" for values in told]
     assert (f"up to {quiet['steps'].iloc[0]:,} steps their returns lie {said[0]} apart, those of two seeds {said[1]}, "
             f"which is {said[2]} of it.") in text
-    repaired, robo, tadpole = (loud.pop((figures.label(method), task)) for method, task in (
-        ("genreward_sound", "disassemble"), ("roboclip", "disassemble"), ("tadpole", "pick-place")))
+    repaired, robo, tadpole, again = (loud.pop((figures.label(method), task)) for method, task in (
+        ("genreward_sound", "disassemble"), ("roboclip", "disassemble"), ("tadpole", "pick-place"),
+        ("tadpole", "pick-out-of-hole")))
     assert (f"the repaired one and RoboCLIP on disassemble come to {repaired:.0%} and {robo:.0%}, TADPoLe on "
-            f"pick-place to {tadpole:.0%}, the others to {np.floor(100 * loud.min()):.0f}% and more") in text
+            f"pick-place and pick-out-of-hole to {tadpole:.0%} and {again:.0%}, the others to "
+            f"{np.floor(100 * loud.min()):.0f}% and more") in text
     assert (f"another seed's: {100 * quiet['share'].min():.0f} to {quiet['share'].max():.0%} of that distance by task, "
             f"where louder rewards that teach nothing leave {min(repaired, robo, tadpole):.0%} and more.") in text
 
@@ -244,7 +246,8 @@ def test_what_it_tells_of_others_pay_is_on_record():
     filmed, each = ("pick-place", evidence.SOURCE_NAMES["expert_video"]), evidence.own_pay("laptop")
     each = each[(each["task"] == filmed[0]) & (each["curve"] == filmed[1])]
     agents = [evidence.number(paid) for paid in each["paid"]]
-    drawer, other = "drawer-close", [figures.label(name) for name in ("diffusion_reward", "tadpole")]
+    drawer, hole = "drawer-close", "pick-out-of-hole"
+    other = [figures.label(name) for name in ("diffusion_reward", "tadpole")]
 
     def said(task, curve, player):
         return at.loc[(task, curve, player), "said"]
@@ -270,9 +273,12 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"{said('button-press', usual, alone)}, the expert {said('button-press', usual, expert)}; "
             f"{said('reach', usual, alone)}, the expert {said('reach', usual, expert)} (there the agents have not "
             f"found what is to be had: they are paid {said('reach', usual, own)}).",
-            f"On pick-place Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode, the "
-            f"expert {said('pick-place', other[0], expert)}",
-            f"its three agents alike ({said('pick-place', other[1], figures.label('random'))}, "
+            f"Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode on pick-place and "
+            f"{said(hole, other[0], own)} on pick-out-of-hole, the expert {said('pick-place', other[0], expert)} and "
+            f"{said(hole, other[0], expert)}:",
+            f"On pick-out-of-hole it pays its agents, {said(hole, other[1], own)}, more than random actions, "
+            f"{said(hole, other[1], figures.label('random'))}, and the expert, {said(hole, other[1], expert)}, and",
+            f"its three agents alike on pick-place ({said('pick-place', other[1], figures.label('random'))}, "
             f"{said('pick-place', other[1], expert)} and {said('pick-place', other[1], own)}, no difference shown)",
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
@@ -283,8 +289,10 @@ def test_what_it_tells_of_others_pay_is_on_record():
     assert len(each) == 3 and not each["success"].any() and not at.loc[(*filmed, alone), "success"]
     assert at.loc[(*filmed, alone), "low"] > at.loc[(*filmed, expert), "high"]
     assert at.loc[(*filmed, expert), "low"] > at.loc[(*filmed, figures.label("random")), "high"]
-    n, above, below, success = shown("pick-place", other[0])
-    assert (n, above, success) == (3, "", 0) and expert in below
+    for task, reward in (("pick-place", other[0]), (hole, other[0]), (hole, other[1])):
+        n, above, below, success = shown(task, reward)
+        assert (n, above, success) == (3, "", 0) and expert in below, (task, reward)
+    assert figures.label("random") in shown(hole, other[1])[2]
     assert shown("pick-place", other[1]) == [3, "", "", 0]
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
@@ -352,9 +360,10 @@ def test_what_it_tells_of_generated_rewards_beside_the_dense_one_is_on_record():
             f"README's first table), nor to end above random actions; {', '.join(first)} and {last} end below them."
             ) in " ".join(LONG.split())
     assert f"beside it no generated reward is shown to help where it was run ({pairs})." in " ".join(SHORT.split())
-    worse = " and ".join(f"{curve} on {task} ({evidence.gained(row)})" for (curve, task), row in
-                         gains[gains["high"] < 0].iterrows())
-    assert f"Judged by itself, {worse} ends below the dense reward alone." in " ".join(LONG.split())
+    *first, last = (f"{curve} on {task} ({evidence.gained(row)})" for (curve, task), row in
+                    gains[gains["high"] < 0].iterrows())
+    assert (f"Judged by themselves, {', '.join(first)} and {last} end below the dense reward alone."
+            ) in " ".join(LONG.split())
 
 
 def test_what_it_tells_of_pick_place_beside_the_dense_reward_is_on_record():
