@@ -293,8 +293,9 @@ def run_notebook(name: str, profile: str | profiles.Profile, parameters: Mapping
     if wrong:
         raise unknown(f"parameter of {notebook.name}:", wrong[0], valid)
     for name, value in given.items():
-        kinds = (int, float) if isinstance(valid[name], float) else type(valid[name])
-        if valid[name] is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
+        kind = type(valid[name])
+        kinds = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(kind, kind)
+        if valid[name] is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool)):
             raise InputError(f"parameter {name} of {notebook.name} is {value!r}; valid: such as {valid[name]!r}")
     lacking = missing(notebook, chosen)
     if lacking:

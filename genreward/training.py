@@ -147,8 +147,9 @@ def check_run(run: Run) -> Profile:
         raise InputError(f"seed must be at least 0, got {run.seed}")
     profile = _fitted(run, profile)
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
-    if chunk % episode or total_steps(run, profile) % chunk or total_steps(run, profile) < chunk:
-        raise InputError(f"steps ({total_steps(run, profile)}) must be a multiple of evaluate_every ({chunk}), and "
+    steps = total_steps(run, profile)
+    if chunk % episode or steps % chunk or (steps < chunk and run.agent != "zero_shot"):
+        raise InputError(f"steps ({steps}) must be a multiple of evaluate_every ({chunk}), and "
                          f"that one of the episode's length ({episode})")
     return profile
 
