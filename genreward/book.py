@@ -455,7 +455,7 @@ def drawn(notebook: Notebook, profile: str | profiles.Profile) -> list[tuple[str
         known |= _texts_of(tree)
         for value in _saved_as(tree):
             name = known.get(value.id) if isinstance(value, ast.Name) else value
-            pattern = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in
+            pattern = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in
                               (name.values if isinstance(name, ast.JoinedStr) else [name]) if part is not None)
             found |= {one: heading for one in there if re.fullmatch(pattern, one) and one not in found}
     return list(found.items())
