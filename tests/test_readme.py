@@ -273,9 +273,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"{said('button-press', usual, alone)}, the expert {said('button-press', usual, expert)}; "
             f"{said('reach', usual, alone)}, the expert {said('reach', usual, expert)} (there the agents have not "
             f"found what is to be had: they are paid {said('reach', usual, own)}).",
-            f"Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode on pick-place and "
-            f"{said(hole, other[0], own)} on pick-out-of-hole, the expert {said('pick-place', other[0], expert)} and "
-            f"{said(hole, other[0], expert)}:",
+            f"Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode on pick-place, "
+            f"{said(hole, other[0], own)} on pick-out-of-hole and {said('bin-picking', other[0], own)} on bin-picking, "
+            f"the expert {listed([said(task, other[0], expert) for task in ('pick-place', hole, 'bin-picking')])}:",
             f"On pick-out-of-hole it pays its agents, {said(hole, other[1], own)}, more than random actions, "
             f"{said(hole, other[1], figures.label('random'))}, and the expert, {said(hole, other[1], expert)}, and",
             f"its three agents alike on pick-place ({said('pick-place', other[1], figures.label('random'))}, "
@@ -289,7 +289,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
     assert len(each) == 3 and not each["success"].any() and not at.loc[(*filmed, alone), "success"]
     assert at.loc[(*filmed, alone), "low"] > at.loc[(*filmed, expert), "high"]
     assert at.loc[(*filmed, expert), "low"] > at.loc[(*filmed, figures.label("random")), "high"]
-    for task, reward in (("pick-place", other[0]), (hole, other[0]), (hole, other[1])):
+    for task, reward in (("pick-place", other[0]), (hole, other[0]), ("bin-picking", other[0]), (hole, other[1])):
         n, above, below, success = shown(task, reward)
         assert (n, above, success) == (3, "", 0) and expert in below, (task, reward)
     assert figures.label("random") in shown(hole, other[1])[2]
