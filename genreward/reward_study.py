@@ -611,12 +611,14 @@ def load_scores(profile: str | Profile, name: str) -> tuple[pd.DataFrame, dict[s
 def scored_models(profile: str | Profile, everywhere: bool = False) -> list[str]:
     """The models whose scores are on record, in the order of `MODELS`, then others by name. everywhere: only those that
     were scored on every task on which any was, as models must be to be compared."""
-    there = {path.stem for path in (results_folder(profile) / "scores").glob("*.npz")}
+    folder = results_folder(profile) / "scores"
+    there = {path.stem for path in folder.glob("*.npz")}
     names = [name for name in MODELS if name in there] + sorted(there - set(MODELS))
     if not everywhere:
         return names
-    tasks = {name: set(load_scores(profile, name)[1]["tasks"]) for name in names}
-    return [name for name in names if tasks[name] == set().union(*tasks.values())]
+    tasks = {name: set(files.read_json(folder / f"{name}.json")["tasks"]) for name in names}
+    every = set().union(*tasks.values())
+    return [name for name in names if tasks[name] == every]
 
 
 def quality(profile: str | Profile, models: Sequence[str] | None = None) -> pd.DataFrame:

@@ -184,13 +184,13 @@ def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
         if not is_dataclass(inner):
             raise errors.unknown("change", name, ["goal", "distraction", *(f"{part.name}.…" for part in fields(profile)
                                                            if is_dataclass(getattr(profile, part.name)))])
-        if field not in {part.name for part in fields(inner)}:
-            raise errors.unknown("change", name, [f"{section}.{part.name}" for part in fields(inner)])
+        kinds = {part.name: part.type for part in fields(inner)}
+        if field not in kinds:
+            raise errors.unknown("change", name, [f"{section}.{part}" for part in kinds])
         known = getattr(inner, field)
         if isinstance(known, bool) != isinstance(value, bool) or (isinstance(known, str) != isinstance(value, str)):
             raise InputError(f"the change {name} = {value!r} is of another kind than the profile's {known!r}")
-        whole = {part.name: part.type for part in fields(inner)}[field] == "int"
-        if whole and not isinstance(value, int):
+        if kinds[field] == "int" and not isinstance(value, int):
             raise InputError(f"the change {name} = {value!r} must be a whole number, as the profile's {known!r} is")
         profile = replace(profile, **{section: replace(inner, **{field: value})})
     return profile
