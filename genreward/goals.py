@@ -516,7 +516,9 @@ class Goal:
         """Read what `save` wrote; InputError that names the file that is missing, damaged or not the one saved."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"no such goal folder: {folder}")
+            kept = sorted(path.parent.name for path in folder.parent.glob("*/goal.json"))
+            raise InputError(f"no such goal folder: {folder} (beside it: {', '.join(kept) or 'none'}); the goals of a "
+                             f"profile's tasks are made by: python -m genreward.pipeline --profile laptop --only goals")
         for name in ("goal.json", "frames.npz", "goal.mp4", "scores.csv", "goal_frame.png"):
             if not (folder / name).is_file():
                 raise InputError(f"the goal {folder} has no {name}; generate it again")

@@ -363,10 +363,12 @@ def test_goal_folder_with_a_file_missing(tmp_path, name):
 
 
 def test_damaged_goal_folders(tmp_path):
-    with pytest.raises(InputError, match="no such goal folder"):
+    with pytest.raises(InputError, match=r"no such goal folder: .*nothing \(beside it: none\); .* --only goals"):
         Goal.load(tmp_path / "nothing")
     folder = tmp_path / "goal"
     goal().save(folder)
+    with pytest.raises(InputError, match=r"no such goal folder: .*nothing \(beside it: goal\)"):
+        Goal.load(tmp_path / "nothing")
     np.savez_compressed(folder / "frames.npz", video=noise(9, seed=1))
     with pytest.raises(InputError, match="is not the file that was saved"):
         Goal.load(folder)

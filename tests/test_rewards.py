@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from genreward import rewards
 from genreward.errors import InputError
@@ -157,8 +158,7 @@ def test_centring():
 
 def history_of(frames):
     """A finished history whose every frame was rendered."""
-    history = History(len(frames) - 1)
-    history.frames = dict(enumerate(frames))
+    history = History(len(frames) - 1, frames=dict(enumerate(frames)))
     history.states = [np.zeros(2)] * len(frames)
     history.actions = [np.zeros(2)] * (len(frames) - 1)
     return history
@@ -368,6 +368,72 @@ def test_an_action_that_is_no_number_is_refused_before_it_is_taken(action):
     with pytest.raises(InputError, match="the action holds NaN or infinite numbers"):
         env.step(np.array(action))
     assert env.unwrapped.t == 0 and len(env.history) == 0
+
+
+class Careless(rewards.RewardModel):
+    """A reward of somebody's own that pays what it is told from step 2 on, and looks at frames nobody asked for."""
+
+    def __init__(self, pays=None, looks_at=None):
+        self.pays, self.looks_at = pays, looks_at
+
+    def terms(self, history, t):
+        if self.looks_at is not None:
+            return {"picture": float(history.frames[self.looks_at].mean())}
+        return {"mine": 1.0} if t < 2 else self.pays
+
+
+@pytest.mark.parametrize("model, message", [
+    (Careless(pays=0.5), r"reward 'Careless' at step 2: terms\(\) must return a dict .*; got 0.5"),
+    (Careless(pays=None), r"'Careless' at step 2: terms\(\) must return a dict .*; got None"),
+    (Careless(pays={"mine": np.nan}), "'Careless' at step 2: the term 'mine' must be finite, got nan"),
+    (Careless(pays={"mine": 1.0, "more": -np.inf}), "at step 2: the term 'more' must be finite, got -inf"),
+    (Careless(pays={"mine": np.zeros(3)}), "at step 2: the term 'mine' must be one number, got array"),
+    (Careless(pays={"mine": torch.zeros(2)}), "at step 2: the term 'mine' must be one number, got tensor"),
+    (Careless(pays={"mine": None}), "at step 2: the term 'mine' must be one number, got None"),
+    (Careless(pays={"mine": "much"}), "at step 2: the term 'mine' must be one number, got 'much'"),
+    (Careless(looks_at=1), r"frame 1 of the episode was not rendered; .*needs_frame\(\) must ask for it"),
+])
+def test_what_a_careless_reward_pays_is_refused_alike_on_record_and_online(model, message):
+    with pytest.raises(InputError, match=message):
+        model.score_terms(record())
+    env = rewards.GoalRewardEnv(Toy(), model)
+    env.reset(seed=0)
+    with pytest.raises(InputError, match=message):
+        env.step(np.zeros(2))
+        env.step(np.zeros(2))
+    assert env.ledger.paid.get("mine", 0.0) in (0.0, 1.0)  # what was refused is in no sum
+
+
+@pytest.mark.parametrize("number", [1.5, np.float32(1.5), np.array(1.5), torch.tensor(1.5)])
+def test_any_kind_of_one_number_is_paid(number):
+    env = rewards.GoalRewardEnv(Toy(), Careless(pays={"mine": number}), "none")
+    env.reset(seed=0)
+    env.step(np.zeros(2))
+    terms = env.step(np.zeros(2))[4]["reward_terms"]
+    assert terms == {"env": 0.0, "mine": 1.5} and type(terms["mine"]) is float
+
+
+def test_an_environment_that_pays_nan_is_stopped():
+    inner = Toy()
+    inner.step = lambda action: (inner.x, np.nan, False, False, {})
+    env = rewards.GoalRewardEnv(inner, make("clock"))
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="the environment's own reward must be finite, got nan at step 1"):
+        env.step(np.zeros(2))
+    env = rewards.GoalRewardEnv(inner, make("clock"), "none")  # where it is not paid, nobody minds
+    env.reset(seed=0)
+    assert env.step(np.zeros(2))[4]["reward_terms"]["env"] == 0
+
+
+def test_the_frames_of_a_kept_episode_are_a_plain_dict():
+    env = rewards.GoalRewardEnv(Toy(), make("genreward_sound"))
+    env.reset(seed=0)
+    kept = env.state_dict()["history"]["frames"]
+    assert type(kept) is dict and 0 in kept  # `torch.load(weights_only=True)` admits no other
+    resumed = rewards.GoalRewardEnv(Toy(), make("genreward_sound"))
+    resumed.load_state_dict(env.state_dict())
+    with pytest.raises(InputError, match="frame 7 of the episode was not rendered"):
+        resumed.history.frames[7]
 
 
 def test_wrapper_refuses_what_it_cannot_use():

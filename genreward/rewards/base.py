@@ -9,9 +9,10 @@ behind goals and the forward-backward representation and before the agents.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -44,6 +45,14 @@ class RewardProperties:
     deviations: tuple[str, ...] = ()
 
 
+class Frames(dict[int, np.ndarray]):
+    """step -> (H, W, 3) uint8, for the steps that were rendered; asking for another one is an InputError."""
+
+    def __missing__(self, step: int) -> np.ndarray:
+        raise InputError(f"frame {step} of the episode was not rendered; the reward model's needs_frame() must ask for "
+                         f"it (rendered: {len(self)} frames)")
+
+
 @dataclass
 class History:
     """What has happened in an episode up to step t = len(actions), with frames only where they were asked for.
@@ -57,13 +66,16 @@ class History:
 
     episode_steps: int
     task: str = ""
-    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    frames: dict[int, np.ndarray] = field(default_factory=Frames)
     states: list[Any] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)
     ended: bool = False
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.frames = Frames(self.frames)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -87,10 +99,6 @@ class History:
 
     def clip(self, steps: np.ndarray) -> np.ndarray:
         """The frames at those steps, (len(steps), H, W, 3) uint8; InputError for one that nobody rendered."""
-        missing = sorted({int(step) for step in steps} - self.frames.keys())
-        if missing:
-            raise InputError(f"frame {missing[0]} of the episode was not rendered; the reward model's needs_frame() "
-                             f"must ask for it (rendered: {len(self.frames)} frames)")
         return np.stack([self.frames[int(step)] for step in steps])
 
 
@@ -114,6 +122,24 @@ class RewardModel(ABC):
 
         It may look at the history up to `t` only. A term named "env" stands in for the environment's own reward.
         """
+
+    def pay(self, history: History, t: int) -> dict[str, float]:
+        """What `terms` pays for step `t`, as plain finite numbers; InputError that names the reward, the step and the
+        term where it is anything else."""
+        where = f"reward {self.name or type(self).__name__!r} at step {t}:"
+        terms = self.terms(history, t)
+        if not isinstance(terms, Mapping):
+            raise InputError(f"{where} terms() must return a dict of numbers by the term's name, such as "
+                             f"{{'video': 0.5}}; got {terms!r}")
+        paid = {}
+        for name, value in terms.items():
+            try:
+                paid[name] = float(value)
+            except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of more than one number
+                raise InputError(f"{where} the term {name!r} must be one number, got {value!r}") from None
+            if not math.isfinite(paid[name]):
+                raise InputError(f"{where} the term {name!r} must be finite, got {paid[name]}")
+        return paid
 
     def needs_frame(self, t: int, episode_steps: int) -> bool:
         """Whether the picture after step `t` (0: after `reset`) must be rendered in an episode of that length."""
@@ -166,7 +192,7 @@ class RewardModel(ABC):
         for t in range(1, steps + 1):
             history.append(trajectory.states[t], trajectory.actions[t - 1], trajectory.rewards[t - 1],
                            trajectory.success[t - 1], frame(t), t == steps)
-            for name, value in self.terms(history, t).items():
+            for name, value in self.pay(history, t).items():
                 paid.setdefault(name, np.zeros(steps, np.float32))[t - 1] = value
         return paid
 
@@ -334,8 +360,10 @@ class GoalRewardEnv(gymnasium.Wrapper):
         ended = bool(terminated or truncated)
         self.history.append(deepcopy(observation), np.array(action), dense, bool(info.get("success", False)),
                             self._frame(t), ended)
-        terms = {"env": self._env_term(float(reward), dense, t)} | self.reward_model.terms(self.history, t)
-        terms = {name: float(value) for name, value in terms.items()}
+        r_env = self._env_term(float(reward), dense, t)
+        if not math.isfinite(r_env):
+            raise InputError(f"the environment's own reward must be finite, got {r_env} at step {t}")
+        terms = {"env": r_env} | self.reward_model.pay(self.history, t)
         self.ledger.add(terms)
         for name, value in terms.items():
             self.episode_terms[name] = self.episode_terms.get(name, 0.0) + value
@@ -348,6 +376,7 @@ class GoalRewardEnv(gymnasium.Wrapper):
         """The episode so far, the ledger and the model's normalisers: what a resumed run needs beside the inner
         environment's own state."""
         history = {name: value for name, value in vars(self.history).items() if name != "cache"}
+        history["frames"] = dict(self.history.frames)  # a plain one: what a checkpoint is allowed to hold
         return deepcopy({"history": history, "episode_terms": self.episode_terms, "ledger": self.ledger.state_dict(),
                          "reward_model": self.reward_model.state_dict()})
 
