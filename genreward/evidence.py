@@ -308,6 +308,22 @@ def beyond_random(profile: str | Profile, name: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["task", "curve", *Interval._fields, "random"])
 
 
+def over_tasks(profile: str | Profile, name: str, references: pd.DataFrame) -> pd.DataFrame:
+    """The returns of the curves that have finished runs on *every* task of an experiment, as the statistics over tasks
+    take them (`results.sample_efficiency`, `results.scores`): rows with `method` (the curve's printed name), metric
+    "normalised_return" (random actions 0, scripted expert 1 of the same task, from `reference_table`), task, seed,
+    step, value, and of which run and line they are. F and B's own policy does not learn and is not among them.
+    """
+    table = rows(profile, name)
+    table = table[(table["metric"] == "return") & (table["agent"] != "zero_shot")]
+    everywhere = table.groupby("curve")["task"].nunique() == members(profile, name)["task"].nunique()
+    table = table[table["curve"].isin(everywhere.index[everywhere])].assign(method=table["curve"])
+    if table.empty:
+        return table.assign(metric="normalised_return")
+    known = references["return"].rename("value").rename_axis(["task", "method"]).reset_index()
+    return results.normalise(table, known.assign(metric="return"))
+
+
 def beyond_sentences(profile: str | Profile, name: str) -> list[str]:
     """`beyond_random` in words, a line a curve; none where it has none."""
     several = members(profile, name)["task"].nunique() > 1
@@ -681,6 +697,19 @@ LINES, MARKERS = ("-", ":", "--", (0, (7, 1.5, 1, 1.5, 1, 1.5))), "os^D"
 """What tells the curves of one method apart: their colour is the method's."""
 
 
+def _looks(declared: pd.DataFrame) -> pd.DataFrame:
+    """How each curve of `members` is drawn: index curve, columns method, agent, tone, line, marker. A method has its
+    own colour; its variants differ in shade, line and marker."""
+    curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
+    which = curves.groupby("method").cumcount()  # of the curves of one method
+    curves["tone"] = [figures.shade(figures.colour(_plain(method)), number)
+                      for method, number in zip(curves["method"], which, strict=True)]
+    curves["line"] = ["-." if agent == "zero_shot" else LINES[number % len(LINES)]
+                      for agent, number in zip(curves["agent"], which, strict=True)]
+    curves["marker"] = [MARKERS[number % len(MARKERS)] for number in which]
+    return curves
+
+
 def learning_figure(profile: str | Profile, name: str | Sequence[str], references: pd.DataFrame,
                     metric: str = "return", columns: int = 3, width: float = 7.2) -> Figure:
     """Learning curves of an experiment or of several together, a panel a task: each seed (thin) and their mean, a
@@ -700,13 +729,7 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     down = math.ceil(len(tasks) / across)
     fig, axes = pyplot.subplots(down, across, squeeze=False, layout="constrained",
                                 figsize=(width if across > 1 else 4.6, 1.9 * down + 0.9))
-    curves = declared[["curve", "method", "agent"]].drop_duplicates("curve").set_index("curve")
-    which = curves.groupby("method").cumcount()  # of the curves of one method
-    curves["tone"] = [figures.shade(figures.colour(_plain(method)), number)
-                      for method, number in zip(curves["method"], which, strict=True)]
-    curves["line"] = ["-." if agent == "zero_shot" else LINES[number % len(LINES)]
-                      for agent, number in zip(curves["agent"], which, strict=True)]
-    curves["marker"] = [MARKERS[number % len(MARKERS)] for number in which]
+    curves = _looks(declared)
     learners = list(curves.index[curves["agent"] != "zero_shot"])
     banded = len(learners) <= 3
     seeds: dict[str, set[int]] = {}
@@ -776,6 +799,45 @@ def learning_figure(profile: str | Profile, name: str | Sequence[str], reference
     handles += [pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy))
                 for policy, line in (("expert", "--"), ("random", ":"))]
     fig.legend(handles=handles, loc="outside lower center", ncols=2 if across == 1 else 3)
+    return fig
+
+
+def over_tasks_figure(profile: str | Profile, name: str, found: pd.DataFrame, width: float = 7.2) -> Figure:
+    """The curves of an experiment over all its tasks together (found: `over_tasks`): on the left the interquartile mean
+    of the normalised return at every step that all runs have (`results.sample_efficiency`), on the right the share of
+    runs that end above each normalised return (`results.performance_profile`). Bands: bootstrap within tasks. Random
+    actions lie at 0, the scripted expert at 1. A figure without a curve says so.
+    """
+    declared = members(profile, name)
+    curves = _looks(declared)
+    fig, (left, right) = pyplot.subplots(1, 2, layout="constrained", figsize=(width, 2.9))
+    over = f"over {declared['task'].nunique()} tasks"
+    left.set(xlabel="environment steps", ylabel="normalised return", title=f"interquartile mean {over}")
+    right.set(xlabel="normalised return τ", ylabel="share of runs above τ", title=f"final returns {over}")
+    if found.empty:
+        for axis in (left, right):
+            axis.text(0.5, 0.5, "no curve on every task", transform=axis.transAxes, ha="center", va="center",
+                      fontsize=8)
+        return fig
+    metric = found["metric"].iloc[0]
+    means, ends = results.sample_efficiency(found, metric), results.scores(found, metric)
+    every = np.concatenate([values for tasks in ends.values() for values in tasks.values()])
+    thresholds = np.arange(math.floor(100 * min(every.min(), 0)) - 3, math.ceil(100 * max(every.max(), 1)) + 4) / 100
+    handles = []
+    for curve, tone, line in curves.loc[curves.index.isin(ends), ["tone", "line"]].itertuples():
+        above = results.performance_profile(ends[curve], thresholds)
+        for axis, along, of in ((left, "step", means[means["method"] == curve]), (right, "threshold", above)):
+            axis.plot(of[along], of["value"], color=tone, linestyle=line, linewidth=1.4)
+            axis.fill_between(of[along], of["low"], of["high"], color=tone, alpha=0.12, linewidth=0)
+        handles.append(pyplot.Line2D([], [], color=tone, linestyle=line, label=f"{curve} (n={above['n'].iloc[0]})"))
+    for policy, at, line in (("expert", 1, "--"), ("random", 0, ":")):
+        for draw in (left.axhline, right.axvline):
+            draw(at, color=figures.colour(policy), linestyle=line, linewidth=1)
+        handles.append(pyplot.Line2D([], [], color=figures.colour(policy), linestyle=line, label=figures.label(policy)))
+    left.set_xlim(0, None)
+    left.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value else "0")
+    right.set(xlim=thresholds[[0, -1]], ylim=(-0.03, 1.03))
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
 

@@ -324,6 +324,39 @@ def test_a_figure_is_drawn_of_whatever_there_is(tiny):
     assert sum(text.get_text() == "no run on record" for text in fig.axes[0].texts) == int((found["n"] == 0).sum())
 
 
+def test_over_all_tasks_only_what_was_run_on_all_and_on_each_tasks_own_scale(tiny):
+    scale = {"reach": (10.0, 110.0), "drawer-close": (-5.0, 5.0)}
+    references = pd.DataFrame([{"task": task, "policy": policy, "return": value, "success": 0.0, "n": 10}
+                               for task, pair in scale.items()
+                               for policy, value in zip(("random", "expert"), pair, strict=True)]
+                              ).set_index(["task", "policy"])
+    empty = evidence.over_tasks("tiny", "easy", references)
+    assert empty.empty
+    words = [text.get_text() for axis in evidence.over_tasks_figure("tiny", "easy", empty).axes for text in axis.texts]
+    assert words == ["no curve on every task"] * 2
+    shares = {"reach": [0.0, 0.1, 0.5], "drawer-close": [-0.2, 0.3, 1.2]}
+    for task, (low, high) in scale.items():
+        for run, share in zip(runs(task, "sparse"), shares[task], strict=True):
+            record(run, [low, low + 0.1 * (high - low), low + share * (high - low)])
+    for method in ("genreward_sound", "fb_zero_shot"):  # the one on one task only, the other learns nothing
+        for run in runs("reach", method) + (runs("drawer-close", method) if method == "fb_zero_shot" else []):
+            record(run, [50.0] if run.agent == "zero_shot" else [1.0, 2.0, 3.0])
+    found = evidence.over_tasks("tiny", "easy", references)
+    assert set(found["method"]) == {"Sparse reward"} and found["run"].nunique() == 6
+    ends = results.scores(found, "normalised_return")["Sparse reward"]
+    assert {task: sorted(values) for task, values in ends.items()} == pytest.approx(
+        {task: pytest.approx(sorted(values)) for task, values in shares.items()})
+    fig = evidence.over_tasks_figure("tiny", "easy", found)
+    left, right = fig.axes
+    assert left.lines[0].get_xdata().tolist() == [256, 512, 768]
+    # the middle four of -0.2, 0, 0.1, 0.3, 0.5, 1.2: one run is cut from either end
+    assert left.lines[0].get_ydata().tolist() == pytest.approx([0.0, 0.1, 0.225])
+    above = dict(zip(np.round(right.lines[0].get_xdata(), 2), right.lines[0].get_ydata(), strict=True))
+    assert [above[tau] for tau in (-0.23, 0.05, 0.2, 0.4, 1.0, 1.23)] == pytest.approx([1, 4/6, 3/6, 2/6, 1/6, 0])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "Sparse reward (n=6)", "Scripted expert", "Random actions"]
+
+
 def test_a_variant_is_a_curve_of_its_own(tiny, monkeypatch):
     changes = ((), (("reward.sound_alpha", 0.0),), (("goal", "random_frame"),), (("goal", "frame_0"),))
     trial = replace(TRIAL, tasks=("reach",), arms=tuple(Arm("genreward_sound", change) for change in changes))

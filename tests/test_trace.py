@@ -230,9 +230,16 @@ def _visits(goals):
     return table[table["curve"].str.split("-").str[-1].isin(goals)]
 
 
+def _on_every_task():
+    table = trace.rows("laptop", "easy")
+    table = table[table["curve"] != evidence.ZERO_SHOT]
+    return table[table.groupby("curve")["task"].transform("nunique") == table["task"].nunique()]
+
+
 SINGLE = "function:[a-z]+:[a-z]+"
 COMMITTED = {
     "fig5_main_results": lambda: trace.rows("laptop", "fig5"), "easy_tasks": lambda: trace.rows("laptop", "easy"),
+    "easy_over_tasks": _on_every_task,
     "easy_task_again": lambda: trace.rows("laptop", ["again", "longer"]),
     "fig5_from_pictures": lambda: trace.rows("laptop", "pixels"),
     "fig7_sparse_reward": lambda: trace.rows("laptop", "fig7"),
