@@ -172,7 +172,7 @@ def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str]
     """Of each line of an experiment's `contrasts`: its numbers in words, whether it speaks for a claim that agents do
     better, and whether against it. In `evidence.SHARED` a difference must stand after Holm's correction for all of
     `evidence.shared`, too; elsewhere each is judged by itself. Whoever is not shown to end above random actions has not
-    learned more, and whoever ends below them speaks against the claim."""
+    learned more; that one ends below them is told, but is not the contrary of the claim."""
     said = [evidence.gained(row) for row in found.itertuples()]
     judged = [evidence.verdict(row) for _, row in found.iterrows()]
     if name == evidence.SHARED:
@@ -190,8 +190,8 @@ def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str]
         if side == "worse" or (side == "open" and judged[number] == "better"):
             where = "below" if side == "worse" else "not shown above"
             said[number] += f" ({where} random actions: {evidence.gained(own)})"
-        if side != "better":
-            judged[number] = "worse" if "worse" in (side, judged[number]) else "open"
+        if side != "better" and judged[number] == "better":
+            judged[number] = "open"
     return said, [side == "better" for side in judged], [side == "worse" for side in judged]
 
 

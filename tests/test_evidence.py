@@ -540,11 +540,14 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     assert finding().verdict == claims.NOT and "(not shown above random actions: 0 [" in finding().numbers
     assert finding().undecided
     random_actions([19.0, 21.0, 20.0, 20.0])
-    assert finding().verdict == claims.NOT and not finding().undecided  # above the control, and below random actions
+    assert finding().verdict == claims.NOT and finding().undecided  # above the control, and below random actions
     assert "+8 [" in finding().numbers and "(below random actions: -11 [" in finding().numbers
-    fill("reach", "genreward_sound", [1.0, 1.2, 0.9])  # and so where it is no better than the control either
-    assert finding().verdict == claims.NOT and not finding().undecided
+    fill("reach", "genreward_sound", [1.0, 1.2, 0.9])  # nor is it the contrary where no difference is shown
+    assert finding().verdict == claims.NOT and finding().undecided
     assert "(below random actions: -19 [" in finding().numbers
+    fill("reach", "genreward_sound", [0.0, 0.1, 0.2])  # what is, is an end below the control
+    assert finding().verdict == claims.NOT and not finding().undecided
+    assert "(below random actions: -19.9 [" in finding().numbers
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     random_actions([1.0, 3.0, 2.0, 2.0])
     assert finding().verdict == claims.REPRODUCED and "random" not in finding().numbers

@@ -25,6 +25,7 @@ from genreward import (
     reward_metrics,
     reward_study,
     rewards,
+    trace,
     video_model,
 )
 from genreward.errors import InputError
@@ -112,6 +113,18 @@ def _easy_together():
     return results.scores(joint, "normalised_return")
 
 
+def _on_the_way():
+    """The evaluations before the last whose dense return, under the dense reward, is shown to lie above random
+    actions', on the paper's tasks."""
+    rows = evidence.rows("laptop", "fig5").query("method == 'dense' and metric == 'return' and step < 51_200")
+    kept = results.load(ROOT / "results" / "laptop" / "references").query("method == 'random' and metric == 'return'")
+    lines = [{"task": task, "step": step, **comparison.difference(of["value"], kept.loc[kept["task"] == task, "value"]
+                                                                  )._asdict()}
+             for (task, step), of in rows.groupby(["task", "step"], sort=False)]
+    found = pd.DataFrame(lines)
+    return found[found["low"] > 0]
+
+
 def test_every_gain_that_its_prose_tells_is_one_of_the_records():
     """A typed "+1,713 [1,177, 2,248]" must be what some experiment says today."""
     prose = TEXT
@@ -135,6 +148,7 @@ def test_every_gain_that_its_prose_tells_is_one_of_the_records():
         reward_metrics.over_tasks(reward_study.recorded_quality("laptop")),
         *(reward_study.ahead_of("laptop", {"partial": "pixel_cosine_first"}, [model]) for model in (
             "genreward_video", "genreward_video_first"))) for _, row in table.iterrows()}
+    known |= {evidence.gained(row) for row in _on_the_way().itertuples()}
     known |= {study(results.stratified_ci(ends)._asdict()) for ends in _easy_together().values()}
     assert len(told) > 5 and told <= known, told - known
 
@@ -278,11 +292,13 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"(the expert {said(drawer, random, expert)}, ten agents {said(drawer, random, own)})",
             f"for {said('door-open', usual, own)}, and the expert is not shown to be paid more "
             f"({said('door-open', usual, expert)})",
-            "On push, button-press and reach it is $\\pi_z$, which never succeeds either, that would be paid about as "
-            f"much as the expert or more: {said('push', usual, alone)}, the expert {said('push', usual, expert)}; "
+            "On push $\\pi_z$, which never succeeds either, would be paid more than the expert, on button-press and "
+            "reach it is not shown to be paid otherwise: "
+            f"{said('push', usual, alone)}, the expert {said('push', usual, expert)}; "
             f"{said('button-press', usual, alone)}, the expert {said('button-press', usual, expert)}; "
             f"{said('reach', usual, alone)}, the expert {said('reach', usual, expert)} (there the agents have not "
-            f"found what is to be had: they are paid {said('reach', usual, own)}).",
+            f"found what is to be had: they are paid {said('reach', usual, own)}; of the three on button-press the one "
+            "that presses it is paid most).",
             f"Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode on pick-place, "
             f"{said(hole, other[0], own)} on pick-out-of-hole and {said('bin-picking', other[0], own)} on bin-picking, "
             f"the expert {listed([said(task, other[0], expert) for task in ('pick-place', hole, 'bin-picking')])}:",
@@ -306,9 +322,14 @@ def test_what_it_tells_of_others_pay_is_on_record():
     assert shown("pick-place", other[1]) == [3, "", "", 0]
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
-    assert at.loc[("push", usual, alone), "low"] > at.loc[("push", usual, expert), "high"]
+    of = trace.offered("laptop")
+    of = of[of["metric"].str.startswith("paid_")].groupby(["task", "curve", "seed"])["value"].sum()
+    more = {task: evidence.verdict(pd.Series(comparison.difference(*(of[task, f"{usual}: {player}"] for player in (
+        alone, expert)))._asdict())) for task in ("push", "button-press", "reach")}
+    assert more == {"push": "better", "button-press": "open", "reach": "open"}
+    pressed = evidence.own_pay("laptop").query("task == 'button-press' and curve == @usual")
+    assert pressed["paid"].idxmax() == pressed["success"].idxmax() and (pressed["success"] > 0).sum() == 1
     assert not at.loc[[(task, usual, alone) for task in ("push", "button-press", "reach")], "success"].any()
-    assert at.loc[("reach", usual, alone), "high"] > at.loc[("reach", usual, expert), "low"]
     assert shown("push", usual)[:2] == [3, ""]
     assert shown("door-open", usual)[1] == "" and shown("reach", usual) == [3, expert, figures.label("random"), 0]
     assert shown(drawer, camera)[1] == alone and shown(drawer, camera)[3] == 0
@@ -344,8 +365,10 @@ def test_what_it_tells_of_the_dense_reward_on_the_papers_tasks_is_on_record():
     assert not rows.loc[rows["metric"] == "success", "value"].any()  # in no evaluation of any seed
     assert not rows.loc[rows["task"] == "shelf-place", "value"].any()
     last = rows[(rows["task"] == "bin-picking") & (rows["metric"] == "return") & (rows["step"] == 51_200)]["value"]
-    assert f"have begun to rise (to {sorted(last)[1]:.1f} and {max(last):.1f})" in LONG
+    assert f"have begun to rise (to {sorted(last)[1]:.1f} and {max(last):.1f})" in " ".join(LONG.split())
     told = ", ".join(f"{task} {evidence.gained(beyond.loc[task])}" for task in beyond.index)
+    assert _on_the_way().groupby("task", sort=False)["step"].max().to_dict() == {
+        "pick-place": 20_480, "bin-picking": 25_600}
     long = " ".join(LONG.split())
     assert f"shown to lie above random actions ({told}, where the expert is 1,200 to 2,100 above them)" in long
     yardsticks = evidence.reference_table("laptop", list(PAPER_TASKS))["return"].unstack()
@@ -469,15 +492,15 @@ def test_what_it_tells_of_door_open_button_press_and_push_is_on_record():
 def test_what_it_tells_of_the_easy_tasks_together_is_on_record():
     scores = _easy_together()
     for method, told in (("dense", "under the dense reward"), ("sparse", "under the sparse one"),
-                         ("genreward_sound", "with the repaired one beside it. Drawer-close")):
+                         ("genreward_sound", "with the repaired one beside it. (Of 15")):
         ends = scores[figures.label(method)]
         middle = results.stratified_ci(ends)
         assert (len(ends), middle.n) == (5, 15)
         assert f"{middle.value:.2f} [{middle.low:.2f}, {middle.high:.2f}] {told}" in " ".join(LONG.split())
-    # the quarter that the interquartile mean leaves out on top: three of fifteen
-    ours = scores[figures.label("genreward_sound")]
-    best = sorted(((value, task) for task, values in ours.items() for value in values), reverse=True)[:3]
-    assert sum(task == "drawer-close" for _, task in best) >= 2
+    for method in ("genreward_sound", "dense"):  # what the interquartile mean of fifteen leaves out on top
+        of = scores[figures.label(method)]
+        best = sorted(((value, task) for task, values in of.items() for value in values), reverse=True)[:3]
+        assert {task for _, task in best} == {"drawer-close"}
 
 
 def test_what_it_tells_of_the_weights_is_on_record():
