@@ -485,7 +485,9 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     Another machine or library may round otherwise: then a difference from the record says nothing about the code, and
     the old code must be at hand. `old` is a checkout of the project with the code that made the records (`git worktree
     add old <commit>`): the run is made with either code on this machine, up to `steps` (default: the first evaluation),
-    and not only what is measured must be equal, but the agent and everything else in the checkpoint.
+    and not only what is measured must be equal, but the agent and everything else in the checkpoint. Files that this
+    machine made otherwise (weights, a demonstration) do not matter then: both codes read the same, and a record keeps
+    the digests of its own.
 
     One line a group: runs, made (the run made again), same, why (what differs, else "").
     """
@@ -495,16 +497,18 @@ def vouch(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     if steps is not None and (old is None or steps < 1 or steps % profile.episode_steps):
         raise InputError(f"steps goes with old, and must be a multiple of an episode's {profile.episode_steps}; "
                          f"got {steps}")
+    examined = functools.partial(training.examine, accept_inputs=old is not None)
     groups: dict[tuple, tuple[dict[str, str], list[Run]]] = {}
     for run in grid(profile, only, part):
         path = profiles.paths(profile).runs / f"{run.run_id}.json"
-        if standing(run).state != "stale" or training.examine(run, accept_code=True)[0] not in ("done", "partial"):
+        if (standing(run).state != "stale" or examined(run)[0] != "stale"
+                or examined(run, accept_code=True)[0] not in ("done", "partial")):
             continue
         code = files.read_json(path)["identity"].get("code", {})
         groups.setdefault((run.agent, run.method, files.digest(code)), (code, []))[1].append(run)
     lines = []
     for code, runs in groups.values():
-        one = min(runs, key=lambda run: (bool(training.examine(run, accept_code=True)[1]), run.seed, run.variant,
+        one = min(runs, key=lambda run: (bool(examined(run, accept_code=True)[1]), run.seed, run.variant,
                                          run.task))
         if old is None:
             print(f"{one.run_id}: made again up to its first evaluation", flush=True)

@@ -594,13 +594,14 @@ def _digest_of_state(path: Path, state: tuple) -> str:
     return files.digest(path)
 
 
-def examine(run: Run, folder: Path | None = None, accept_code: bool = False) -> tuple[str, str]:
+def examine(run: Run, folder: Path | None = None, accept_code: bool = False, accept_inputs: bool = False
+            ) -> tuple[str, str]:
     """How a run stands, and why, from its record and checkpoint: nothing is trained and nothing is changed.
 
     "done" (the reason names inputs that are not there to compare with); "partial" (begun, to be continued); "missing"
     (not begun); "damaged" (the record is cut short or was edited: training puts it right, from the checkpoint where
-    there is one); "stale" (made with other numbers, files or, unless `accept_code`, other code; the reason names what
-    differs); "blocked" (something that it reads is not there yet).
+    there is one); "stale" (made with other numbers or, unless they are accepted, other files or code; the reason names
+    what differs); "blocked" (something that it reads is not there yet).
     """
     profile = check_run(run)
     where = profiles.paths(profile)
@@ -614,7 +615,7 @@ def examine(run: Run, folder: Path | None = None, accept_code: bool = False) -> 
     try:
         results.read_run(table)
         kept = files.read_json(table.with_suffix(".json"))
-        _same(kept.get("identity"), me, table, accept_code, absent)
+        _same(kept.get("identity"), me, table, accept_code, {*absent, *(me["inputs"] if accept_inputs else ())})
     except Stale as difference:
         return "stale", str(difference)
     except InputError as problem:
@@ -837,7 +838,7 @@ def _same_rounding(run: Run, theirs: str | None) -> None:
 
 def _same(theirs: Any, mine: dict[str, Any], path: Path, accept_code: bool = False, absent: Iterable[str] = ()) -> None:
     """A `Stale` that names each difference between a record's identity and this run's; none of code if accepted, and
-    none of inputs that are `absent`."""
+    none of inputs that are `absent` (or do not matter)."""
     def flat(thing: Any, name: str = "") -> dict[str, Any]:
         if not isinstance(thing, dict):
             return {name: thing}

@@ -571,6 +571,26 @@ def test_a_record_of_another_machine_is_vouched_for_by_both_codes_on_this_one(of
     assert [path.name for path in profiles.paths("smoke").checkpoints.glob("*.pt")] == [f"{run.run_id}.pt"]
 
 
+def test_files_that_this_machine_made_otherwise_do_not_stop_two_codes_from_being_compared(of_another_machine):
+    """Both read the same ones. The record keeps the digests of its own, and other numbers are still not excused."""
+    run, old = of_another_machine
+    path = profiles.paths("smoke").runs / f"{run.run_id}.json"
+    kept = files.read_json(path)
+    theirs = {**kept["identity"]["inputs"], "demonstration": "theirs"}
+    files.write_json(path, {**kept, "identity": {**kept["identity"], "inputs": theirs}})
+    assert "inputs.demonstration" in experiments.standing(run).why and not experiments.vouch("smoke")
+    identity = training.identity
+    with pytest.MonkeyPatch.context() as patched:  # a demonstration that is here, and another one
+        patched.setattr(training, "identity", lambda *given: {**identity(*given), "inputs": {"demonstration": "ours"}})
+        [found] = experiments.vouch("smoke", old=old)
+        assert found["same"] and not experiments.vouch("smoke", old=old)  # the code was all that could be vouched for
+        assert experiments.standing(run).why.startswith(f"{run.run_id}.csv was made with other inputs.demonstration;")
+    now = files.read_json(path)["identity"]
+    assert now["inputs"] == theirs and now["code"] != kept["identity"]["code"]
+    files.write_json(path, {**kept, "identity": {**kept["identity"], "numbers": {"sac": "another"}}})
+    assert not experiments.vouch("smoke", old=old)
+
+
 def test_two_codes_that_measure_or_learn_otherwise_are_told_apart(of_another_machine, monkeypatch):
     run, old = of_another_machine
     before = files.read_json(profiles.paths("smoke").runs / f"{run.run_id}.json")
