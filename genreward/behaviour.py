@@ -58,7 +58,8 @@ def record(run: Run, episodes: int | None = None) -> Path:
             pictures = [env.render()] if number == 0 or pixels else []
             while not over:
                 seen = pictures[-1] if pixels else observation
-                observation, _, _, over, info = env.step(act(seen, len(terms) == 0))
+                observation, _, ended, cut, info = env.step(act(seen, len(terms) == 0))
+                over = ended or cut
                 states.append(observation)
                 terms.append(info["reward_terms"])
                 success.append(info["success"] > 0)

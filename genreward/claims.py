@@ -216,7 +216,11 @@ def _frames(profile: Profile) -> Finding:
     said = [f"{row.task}: tau {row.tau:+.2f} (p={row.p:.2f}, n={row.frames} frames), the chosen frame is number "
             f"{row.rank} by return" for row in found.itertuples()]
     shown, against = (((sign * found["tau"] > 0) & (found["p"] < 0.05)) for sign in (1, -1))
-    return Finding(REPRODUCED if shown.all() else NOT, "; ".join(said), not shown.all() and not against.any())
+    part = set(found["task"]) != set(declared["task"])
+    if part and shown.all():  # of no task at all, perhaps
+        return Finding(OPEN, "; ".join([*said, "elsewhere the frame that CLIP chooses is not among those tried "
+                                               "(`every_frame` in genreward/experiments.py)"]), part=bool(said))
+    return Finding(REPRODUCED if shown.all() else NOT, "; ".join(said), not shown.all() and not against.any(), part)
 
 
 def _hub(why: str) -> Callable[[Profile], Finding]:

@@ -52,8 +52,9 @@ def missing(profile: str | profiles.Profile, task: str) -> pd.DataFrame:
 def by_agent(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with a column `agent`, and `method` without the agent's name before it (`dreamer_sparse` -> `sparse`).
     """
-    dreamer = table["method"].str.startswith("dreamer_")
-    return table.assign(agent=np.where(dreamer, "dreamer", "sac"), method=table["method"].str.removeprefix("dreamer_"))
+    agent = np.select([table["method"].str.startswith("dreamer_"), table["method"].str.startswith("fb_zero_shot")],
+                      ["dreamer", "zero_shot"], "sac")
+    return table.assign(agent=agent, method=table["method"].str.removeprefix("dreamer_"))
 
 
 def panels(table: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +78,7 @@ def difference(treated: Sequence[float], control: Sequence[float]) -> Interval:
     value, n = float(first.mean() - second.mean()), min(len(first), len(second))
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
-    if first.var() == 0 and second.var() == 0:
+    if np.ptp(first) == 0 == np.ptp(second):
         return Interval(value, value, value, n)
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(results.CONFIDENCE)
     return Interval(value, float(interval.low), float(interval.high), n)
@@ -88,7 +89,7 @@ def welch_p(treated: Sequence[float], control: Sequence[float]) -> float:
     first, second = np.asarray(treated, float), np.asarray(control, float)
     if min(len(first), len(second)) < 2:
         return float("nan")
-    if first.var() == 0 and second.var() == 0:
+    if np.ptp(first) == 0 == np.ptp(second):
         return float(first.mean() == second.mean())
     return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
@@ -142,13 +143,14 @@ def finals(table: pd.DataFrame, metric: str, last: int = 1) -> pd.Series:
 def effects(table: pd.DataFrame, metric: str = "return", last: int = 1) -> pd.DataFrame:
     """One line for each agent, task and generated reward whose control is on record too: what the reward changed.
 
-    Its control is the same agent paid by the environment alone, as densely as beside the generated reward. Columns:
+    Its control is the same agent paid by the environment alone, as densely as beside the generated reward. Variants of
+    a method (`genreward_sound+alpha-0.1`) are left to `evidence.contrasts`, which knows what else differs. Columns:
     agent, task, method, control, with_reward, without, value (the difference), low, high, n.
     """
     ends = finals(table, metric, last)
     lines = []
     for agent, task, method in ends.index.droplevel("seed").unique():
-        paid = METHODS.get(method.partition("+")[0])  # a variant ("genreward_sound+alpha-0.1") has its method's control
+        paid = METHODS.get(method)
         control = paid.env_reward if paid is not None and (paid.needs or paid.weights) else None
         if control is None or (agent, task, control) not in ends.index.droplevel("seed"):
             continue

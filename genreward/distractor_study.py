@@ -48,7 +48,7 @@ from .errors import InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress, results_folder, study_folder
-from .reward_metrics import auroc, episode_scores, quality_of
+from .reward_metrics import ahead, as_records, episode_scores, from_records, quality_of
 from .reward_study import MODELS as ENTRIES
 from .reward_study import Parts, paid_steps
 from .rewards import RewardModel
@@ -466,9 +466,8 @@ def _assemble(profile: Profile, name: str) -> None:
             **{key: index.astype(np.uint8) for key, (_, index) in columns.items()},
             **{key: raw[key].to_numpy(np.uint8) for key in ("start", "step")},
             **{key: raw[key].to_numpy(np.float32) for key in ("score", "progress")})
-    rows = [{"experiment": f"distractors/{row.condition}", "method": name, "task": row.task, "seed": 0, "step": row.n,
-             "metric": f"{row.metric}{suffix}", "value": value} for row in metrics_of(name, raw).itertuples()
-            for suffix, value in (("", row.value), ("_low", row.low), ("_high", row.high)) if np.isfinite(value)]
+    found = metrics_of(name, raw)
+    rows = as_records(found.assign(experiment="distractors/" + found["condition"]))
     results.write_run(folder, name, rows, results.provenance(
         round(seconds, 1), made_from=made_from, config=asdict(config), rendering_seconds=round(drawing, 1),
         resamples=results.RESAMPLES, controllers=sorted(CONTROLLERS)))
@@ -477,6 +476,7 @@ def _assemble(profile: Profile, name: str) -> None:
 # ---- metrics
 
 COLUMNS = ("model", "condition", "task", "metric", "value", "low", "high", "n")
+MEASURED = ("auroc_failure", "auroc_random", "spearman")
 
 
 def metrics_of(name: str, raw: pd.DataFrame) -> pd.DataFrame:
@@ -486,7 +486,7 @@ def metrics_of(name: str, raw: pd.DataFrame) -> pd.DataFrame:
     "auroc_random" and "spearman" of `reward_metrics`, and the fall of each from the plain pictures,
     "fall_auroc_failure" and so on (positive: worse under the condition). "task" is also the suite, for the mean over
     its tasks. 95% intervals from drawing starts again, `reward_metrics.quality_of`'s; a fall's from the same draws of
-    the same starts under both conditions, so that what episodes have in common cancels.
+    the same starts under both conditions (`reward_metrics.ahead`), so that what episodes have in common cancels.
     """
     rows = []
     for suite, of_suite in raw.groupby(raw["task"].map(lambda task: get_task(task).suite), sort=False):
@@ -499,56 +499,13 @@ def metrics_of(name: str, raw: pd.DataFrame) -> pd.DataFrame:
             tables[condition] = episode_scores(episodes, numbered[["task", "episode", "step", "progress"]],
                                                numbered[["task", "episode", "step", "score"]])
             found = quality_of(name, tables[condition])
-            found = found[found["metric"].isin(("auroc_failure", "auroc_random", "spearman"))]
-            rows.append(found.assign(condition=condition))
-        if CLEAN in tables:
-            rows += [falls(name, tables[CLEAN], table).assign(condition=condition)
-                     for condition, table in tables.items() if condition != CLEAN]
+            rows.append(found[found["metric"].isin(MEASURED)].assign(condition=condition))
+        plain = tables.pop(CLEAN, None)
+        for condition, table in tables.items() if plain is not None else ():
+            lost = ahead(name, plain, table, MEASURED)
+            rows.append(lost.assign(condition=condition, metric="fall_" + lost["metric"]))
         rows = [part.assign(task=part["task"].replace("all", suite)) for part in rows]
     return pd.concat(rows, ignore_index=True).reindex(columns=list(COLUMNS))
-
-
-def falls(name: str, plain: pd.DataFrame, under: pd.DataFrame, seed: int = 0, resamples: int = results.RESAMPLES
-          ) -> pd.DataFrame:
-    """How far "auroc_failure", "auroc_random" and "spearman" fall from one table of `episode_scores` to another of the
-    same episodes: model, task (or "all", their mean), metric, value, low, high, n."""
-    rows, pooled, counts = [], {}, []
-    for task, before in plain.groupby("task", sort=False):
-        after = under[under["task"] == task]
-        starts = sorted(before["start"].unique())
-        if sorted(after["start"].unique()) != starts:
-            raise InputError(f"the episodes of {task!r} under a condition are not those of the plain pictures")
-        rng = np.random.default_rng([seed, len(starts), *str(task).encode()])
-        again = np.vstack([np.ones(len(starts)), rng.multinomial(len(starts), np.full(len(starts), 1 / len(starts)),
-                                                                 resamples)])
-        first, second = (_values(table, starts, again) for table in (before, after))
-        counts.append(len(starts))
-        for metric in first:
-            fall = first[metric] - second[metric]
-            pooled.setdefault(metric, []).append(fall)
-            rows.append((name, task, f"fall_{metric}", fall, len(starts)))
-    rows += [(name, "all", f"fall_{metric}", np.mean(of, axis=0), sum(counts)) for metric, of in pooled.items()]
-    made = []
-    for model, task, metric, fall, n in rows:
-        again = fall[1:][np.isfinite(fall[1:])]
-        low, high = np.quantile(again, [0.025, 0.975]) if n > 1 and len(again) else (np.nan, np.nan)
-        made.append((model, task, metric, fall[0], low, high, n))
-    return pd.DataFrame(made, columns=["model", "task", "metric", "value", "low", "high", "n"])
-
-
-def _values(table: pd.DataFrame, starts: Sequence[int], again: np.ndarray) -> dict[str, np.ndarray]:
-    """Metric -> (R,) for weights (R, starts) of one task's starts, each with one episode of every outcome."""
-    by_kind = {kind: table[table["kind"] == kind].set_index("start").reindex(starts) for kind in OUTCOMES}
-    good = by_kind["expert"]["final"].to_numpy()
-    found = {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for rival in ("failure", "random"):
-            above = np.array([[auroc([a], [b]) for b in by_kind[rival]["final"]] for a in good])
-            found[f"auroc_{rival}"] = ((again @ above) * again).sum(1) / again.sum(1) ** 2
-        rank = np.concatenate([by_kind[kind]["spearman"].to_numpy() for kind in OUTCOMES])
-        weight = np.tile(again, len(OUTCOMES))[:, ~np.isnan(rank)]
-        found["spearman"] = (weight @ rank[~np.isnan(rank)]) / weight.sum(1)
-    return found
 
 
 def load_raw(profile: str | Profile, name: str) -> pd.DataFrame:
@@ -573,13 +530,8 @@ def recorded(profile: str | Profile) -> pd.DataFrame:
     """What is on record of all models, as rows of `COLUMNS` with `kind`, `difficulty` and `dynamic` (of "clean": "",
     CLEAN, False); an empty table where nothing is."""
     table = results.load(results_folder(profile) / "distractors")
-    table = table.assign(
-        part=table["metric"].str.extract(r"_(low|high)$", expand=False).fillna("value").astype(str),
-        metric=table["metric"].str.replace(r"_(low|high)$", "", regex=True),
-        condition=table["experiment"].str.replace("distractors/", "", regex=False),
-    ).rename(columns={"method": "model", "step": "n"})
-    wide = table.pivot(index=["model", "condition", "task", "metric", "n"], columns="part", values="value")
-    wide = wide.reset_index().rename_axis(columns=None).reindex(columns=list(COLUMNS))
+    wide = from_records(table.assign(condition=table["experiment"].str.replace("distractors/", "", regex=False)),
+                        COLUMNS)
     named = wide["condition"].str.split("-", expand=True).reindex(columns=range(3))
     plain = wide["condition"] == CLEAN
     return wide.assign(kind=named[0].mask(plain, ""), difficulty=named[1].mask(plain, CLEAN),

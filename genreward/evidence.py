@@ -456,7 +456,7 @@ def together(profile: str | Profile, name: str, longer: str) -> int:
 
 
 def shared(profile: str | Profile, name: str = SHARED, longer: str = "longer") -> pd.DataFrame:
-    """Every comparison for which the seeds of an experiment are used, as lines of `contrasts`: each curve against the
+    """The comparisons that are quoted of the seeds of an experiment, as lines of `contrasts`: each curve against the
     environment's reward alone, at equal steps, with the exploration's added (`together`) and against the longer
     control's end; the unchanged method against each of its variants. p_holm is p corrected for all of them
     (`comparison.holm`), the number of which is the number of lines; only where both sides have two runs or more.

@@ -421,12 +421,18 @@ def scores(table: pd.DataFrame, metric: str, how: str = "final", last: int = 1) 
     """method -> task -> one number a seed: what the statistics above take.
 
     how: "final" (the mean of the `last` latest evaluations), "best" or "area" (`area_under_curve`). A seed that two
-    experiments share must have been told apart before: two curves of one seed are an InputError.
+    experiments share must have been told apart before: two curves of one seed are an InputError, and so are seeds of a
+    method and task that do not end at the same step.
     """
     if how not in ("final", "best", "area"):
         raise InputError(f"unknown score {how!r}; valid: area, best, final")
     found: dict[str, dict[str, np.ndarray]] = {}
     for (method, task), by_seed in _curves(table, metric).items():
+        ends = {seed: float(xs[-1]) for seed, (xs, _) in by_seed.items()}
+        if len(set(ends.values())) > 1:
+            raise InputError(f"the seeds of {method} on {task} end at different steps, which cannot be compared: "
+                             + ", ".join(f"{seed} at {end:g}" for seed, end in ends.items())
+                             + "; finish them, or keep the rows up to a step that all reach")
         numbers = [ys[-last:].mean() if how == "final" else ys.max() if how == "best" else area_under_curve(xs, ys)
                    for xs, ys in by_seed.values()]
         found.setdefault(method, {})[task] = np.array(numbers)
@@ -499,19 +505,6 @@ def normalise(table: pd.DataFrame, references: pd.DataFrame, metric: str = "retu
             raise InputError(f"no {metric} of the {' and the '.join(missing)} policy on {task!r} to normalise by")
         parts.append(rows.assign(value=normalised(rows["value"], known[task, "random"], known[task, "expert"])))
     return pd.concat(parts).sort_index().assign(metric=f"normalised_{metric}")
-
-
-def summarise(table: pd.DataFrame, metric: str, by: Sequence[str] = ("task", "method"), last: int = 1) -> pd.DataFrame:
-    """One line a group: value, low, high, n. Each seed counts once, by the mean of its `last` latest evaluations."""
-    chosen = table[table["metric"] == metric].sort_values("step")
-    if chosen.empty:
-        raise InputError(f"no rows of metric {metric!r}; valid: {', '.join(sorted(table['metric'].unique()))}")
-    lines = []
-    for group, rows in chosen.groupby(list(by)):
-        finals = rows.groupby([c for c in ("experiment", "method", "task", "seed") if c not in by])["value"].apply(
-            lambda values: values.tail(last).mean())
-        lines.append({**dict(zip(by, group, strict=True)), **bootstrap_ci(finals)._asdict()})
-    return pd.DataFrame(lines)
 
 
 def main() -> None:

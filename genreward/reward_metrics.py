@@ -249,12 +249,31 @@ def _row(name: str, task: str, metric: str, values: np.ndarray, n: int, varied: 
             "high": float(high), "n": int(n)}
 
 
+def as_records(found: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of `QUALITY_COLUMNS` and a column `experiment` in the results' schema: metrics `<metric>`, `<metric>_low`
+    and `<metric>_high`, as far as they are finite; `method` is the model and `step` its n."""
+    return [{"experiment": row.experiment, "method": row.model, "task": row.task, "seed": 0, "step": row.n,
+             "metric": f"{row.metric}{suffix}", "value": value}
+            for row in found.itertuples() for suffix, value in (("", row.value), ("_low", row.low), ("_high", row.high))
+            if np.isfinite(value)]
+
+
+def from_records(table: pd.DataFrame, columns: Sequence[str] = QUALITY_COLUMNS) -> pd.DataFrame:
+    """What `as_records` made as rows of `columns`: `QUALITY_COLUMNS` and others that the table has."""
+    bound = table["metric"].str.extract(r"_(low|high)$", expand=False)
+    table = table.assign(part=bound.fillna("value").astype(str), metric=table["metric"].str.replace(
+        r"_(low|high)$", "", regex=True)).rename(columns={"method": "model", "step": "n"})
+    index = [name for name in columns if name not in ("value", "low", "high")]
+    wide = table.pivot(index=index, columns="part", values="value").reset_index()
+    return wide.reindex(columns=list(columns)).rename_axis(columns=None)
+
+
 OVER_TASKS = "over tasks"
 
 
 def over_tasks(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `quality_of` that are the mean over tasks, with Student's 95% interval over the tasks instead: task
-    "over tasks", n their number; one task gives no interval.
+    """The rows of `quality_of` (not of `ahead`: differences have another range) that are the mean over tasks, with
+    Student's 95% interval over the tasks instead: task "over tasks", n their number; one task gives no interval.
 
     The interval of "all" holds for these tasks, each with its one goal video and its one F and B: starts are drawn
     again, tasks are not. For another task, video or training the tasks are the sample, and there are few of them.

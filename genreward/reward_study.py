@@ -53,16 +53,17 @@ from .reward_metrics import (
     COMPARISONS,
     HEADLINE,
     METRICS,
-    QUALITY_COLUMNS,
     REMEDIES,
     ahead,
+    as_records,
     episode_scores,
+    from_records,
     printed,
     quality_of,
 )
 from .rewards import RewardModel, make_reward, mean_latent
 from .rewards import table1 as properties_table
-from .study import selection_hits
+from .study import selection_hits, share_interval
 from .tasks import get_task
 from .trajectory import uniform_indices
 
@@ -741,13 +742,18 @@ def goal_frame_hits(profile: str | Profile) -> pd.DataFrame:
     rule, task or "all", value, low, high, n, over the experts' clips in which some frame does.
 
     "there and back" plays a clip forwards and then backwards, so that the success lies in the middle: a rule that only
-    knows that experts end well fails there. "random" is the expectation over a frame drawn uniformly.
+    knows that experts end well fails there. "random" is the expectation over a frame drawn uniformly, with a bootstrap
+    over clips; of the others each clip is a hit or none, and the interval that of a share (`study.share_interval`),
+    which has a width where all clips agree. Over all tasks it takes the clips as one sample: a bit too wide.
     """
     rows = []
     for (kind, rule), by_task in _goal_frame_hits(profile).items():
-        rows += [{"clips": kind, "rule": rule, "task": task, **results.bootstrap_ci(values)._asdict()}
+        told = results.bootstrap_ci if rule == "random" else lambda hits: share_interval(np.mean(hits), len(hits))
+        rows += [{"clips": kind, "rule": rule, "task": task, **told(values)._asdict()}
                  for task, values in by_task.items()]
-        rows.append({"clips": kind, "rule": rule, "task": "all", **results.stratified_ci(by_task, np.mean)._asdict()})
+        every = (results.stratified_ci(by_task, np.mean) if rule == "random"
+                 else told(np.concatenate([*by_task.values()])))
+        rows.append({"clips": kind, "rule": rule, "task": "all", **every._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -801,10 +807,7 @@ def summarise(profile: str | Profile) -> pd.DataFrame:
     metrics `<metric>`, `<metric>_low`, `<metric>_high`; `step` is the number of starts."""
     profile = profiles.get_profile(profile)
     began, found = time.time(), quality(profile)
-    rows = [{"experiment": "reward_study", "method": row.model, "task": row.task, "seed": 0, "step": row.n,
-             "metric": f"{row.metric}{suffix}", "value": value}
-            for row in found.itertuples() for suffix, value in (("", row.value), ("_low", row.low), ("_high", row.high))
-            if np.isfinite(value)]
+    rows = as_records(found.assign(experiment="reward_study"))
     results.write_run(results_folder(profile) / "quality", "quality", rows, results.provenance(
         round(time.time() - began, 1), episodes=identity(profile), resamples=results.RESAMPLES,
         models={name: load_scores(profile, name)[1]["tasks"] for name in scored_models(profile)}))
@@ -817,11 +820,7 @@ def recorded_quality(profile: str | Profile) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"the study has no summary; make it with: python -m genreward.reward_study summary --profile "
                          f"{profiles.get_profile(profile).name}")
-    table = table.assign(part=np.where(table["metric"].str.endswith("_low"), "low", np.where(
-        table["metric"].str.endswith("_high"), "high", "value")), metric=table["metric"].str.replace(
-        r"_(low|high)$", "", regex=True)).rename(columns={"method": "model", "step": "n"})
-    wide = table.pivot(index=["model", "task", "metric", "n"], columns="part", values="value").reset_index()
-    return wide.reindex(columns=list(QUALITY_COLUMNS)).rename_axis(columns=None)
+    return from_records(table)
 
 
 def missing(profile: str | Profile) -> bool:

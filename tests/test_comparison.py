@@ -29,6 +29,7 @@ def test_a_difference_has_welchs_interval():
     alone = comparison.difference([3.0], [1.0, 2.0])
     assert alone.value == 1.5 and alone.n == 1 and math.isnan(alone.low)
     assert comparison.difference([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0, 2)
+    assert comparison.difference([0.1] * 3, [0.1] * 3) == (0.0, 0.0, 0.0, 3)  # whose variance is rounded to 2e-34
     with pytest.raises(InputError, match="at least one run"):
         comparison.difference([], [1.0])
 
@@ -88,6 +89,9 @@ def test_the_control_is_the_same_agent_with_the_same_environment_reward():
     assert effects.loc[("dreamer", "genreward"), "value"] == 4.5
     assert effects.loc[("sac", "genreward_dense"), "control"] == "dense"
     assert comparison.effects(table_of({"genreward": (1.0,)})).empty  # no control, no claim
+    # another camera is another control, which the label does not tell: no variant is set against the usual one
+    varied = table_of({"dense": (90.0, 92.0), "genreward_dense+distraction-camera": (5.0, 6.0)})
+    assert comparison.effects(varied).empty
 
 
 def test_runs_of_different_lengths_meet_where_all_have_been():
@@ -96,6 +100,9 @@ def test_runs_of_different_lengths_meet_where_all_have_been():
     assert ends.loc[("sac", "pick-place", "sparse", 0)] == 4.0 and ends.loc[("sac", "pick-place", "genreward", 0)] == 6
     with pytest.raises(InputError, match="no rows of metric 'success'; valid: return"):
         comparison.finals(long, "success")
+    unlearned = table_of({"fb_zero_shot": (5.0,)}, steps=(0,))  # learns nothing, ends at 0, shortens nobody's run
+    ends = comparison.finals(pd.concat([long, unlearned]), "return")
+    assert ends.to_dict() == {("sac", "pick-place", "sparse", 0): 8, ("zero_shot", "pick-place", "fb_zero_shot", 0): 5}
 
 
 def test_shares_are_the_last_ones_and_panels_are_by_agent():

@@ -11,7 +11,7 @@ from genreward import distractor_study, envs, files, results
 from genreward.distractions import KINDS, SCALE
 from genreward.distractor_study import OUTCOMES, DistractorConfig
 from genreward.errors import InputError
-from genreward.reward_metrics import auroc, quality_of, spearman
+from genreward.reward_metrics import ahead, auroc, quality_of, spearman
 
 TINY = DistractorConfig(("pick-place",), ("reacher-easy",), 2, 2, 4, 2, ("hard",), (True,), seed=5)
 rng = np.random.default_rng
@@ -155,15 +155,13 @@ def test_a_falls_interval_is_paired():
                              for start, value in enumerate(spearmans) for number, kind in enumerate(OUTCOMES)])
 
     wide = np.array([0.9, 0.1, 0.5, 0.7, 0.2])
-    fall = distractor_study.falls("mine", table(wide), table(wide - 0.1)).set_index(["task", "metric"])
-    assert fall.loc[("all", "fall_spearman"), ["value", "low", "high"]].tolist() == pytest.approx([0.1] * 3)
+    fall = ahead("mine", table(wide), table(wide - 0.1), distractor_study.MEASURED).set_index(["task", "metric"])
+    assert fall.loc[("all", "spearman"), ["value", "low", "high"]].tolist() == pytest.approx([0.1] * 3)
     own = quality_of("mine", table(wide)).set_index(["task", "metric"]).loc[("pick-place", "spearman")]
-    fall = distractor_study.falls("mine", table(np.ones(5)), table(wide)).set_index(["task", "metric"])
-    turned = fall.loc[("pick-place", "fall_spearman")]
+    fall = ahead("mine", table(np.ones(5)), table(wide), distractor_study.MEASURED).set_index(["task", "metric"])
+    turned = fall.loc[("pick-place", "spearman")]
     assert 1 - own[["value", "high", "low"]].to_numpy(float) == pytest.approx(
         turned[["value", "low", "high"]].to_numpy(float))
-    with pytest.raises(InputError, match="not those of the plain pictures"):
-        distractor_study.falls("mine", table(wide), table(wide[:3]))
 
 
 def test_sentences_say_what_the_numbers_say():

@@ -409,6 +409,10 @@ def test_each_frame_of_a_goal_video_stands_with_its_score_under_its_picture(tiny
             record(run, [60.0])
     assert finding(claim)[:3] == (
         claims.NOT, "reach: tau +0.33 (p=1.00, n=3 frames), the chosen frame is number 2 by return", True)
+    Goal("reach it", (), np.repeat(video, 2, axis=0), np.arange(6) / 6, 5).save(profiles.paths("tiny").goals / "reach")
+    told = finding(claim)  # the frame that CLIP chooses was not tried: nothing is shown of its choice
+    assert told[:2] == (claims.OPEN, "elsewhere the frame that CLIP chooses is not among those tried "
+                                     "(`every_frame` in genreward/experiments.py)") and not told.part
 
 
 def test_how_well_clip_chooses_is_counted_frame_by_frame():

@@ -274,6 +274,9 @@ def test_what_it_tells_of_others_pay_is_on_record():
     drawer, hole = "drawer-close", "pick-out-of-hole"
     other = [figures.label(name) for name in ("diffusion_reward", "tadpole")]
 
+    dense = f"{usual}, beside the dense reward"  # so called where there are agents beside the sparse one, too
+    beside = {task: dense if (task, dense, own) in at.index else usual for task in PAPER_TASKS}
+
     def said(task, curve, player):
         return at.loc[(task, curve, player), "said"]
 
@@ -289,7 +292,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
     for sentence in (
             "On all five of the paper's tasks it asks for something else than the task: the scripted expert would be "
             f"paid {listed([f'{said(task, usual, expert)} ({task})' for task in PAPER_TASKS])}, agents that never "
-            f"succeed, three each, are paid {listed([said(task, usual, own) for task in PAPER_TASKS])}.",
+            f"succeed, three each, are paid {listed([said(task, beside[task], own) for task in PAPER_TASKS])}.",
             f"toward the goal frame of a real video of pick-place the expert would be paid {said(*filmed, expert)}, "
             f"random actions {said(*filmed, figures.label('random'))}, and $\\pi_z$, which never succeeds, "
             f"{said(*filmed, alone)} (three agents, which never succeed, {listed(agents)}; in the film",
@@ -314,7 +317,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
     for task in PAPER_TASKS:
-        n, _, below, success = shown(task, usual)
+        n, _, below, success = shown(task, beside[task])
         assert (n, success) == (3, 0) and expert in below, task
     assert len(each) == 3 and not each["success"].any() and not at.loc[(*filmed, alone), "success"]
     assert at.loc[(*filmed, alone), "low"] > at.loc[(*filmed, expert), "high"]

@@ -268,14 +268,6 @@ def test_normalised_by_hand():
         results.normalised([1], random=5, expert=5)
 
 
-def test_summary_counts_each_seed_once():
-    table = pd.DataFrame([row(), row(step=200, value=3), row(step=300, value=5), row(seed=1, value=10)])
-    (line,) = results.summarise(table, "return").to_dict("records")
-    assert line["n"] == 2 and line["value"] == 7.5  # the last of each seed: 5 and 10
-    (line,) = results.summarise(table, "return", last=2).to_dict("records")
-    assert line["value"] == 7  # seed 0: mean of 3 and 5
-
-
 def test_the_papers_numbers():
     table = results.reported()
     fig5 = table[(table["item"] == "Fig. 5") & (table["method"] == "GenReward")].set_index("task")["value"]

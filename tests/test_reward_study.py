@@ -689,8 +689,12 @@ def test_hits_of_each_rule_are_counted(study):
     smoothed, last = change.loc[("real", "clip, smoothed")], change.loc[("real, there and back", "last")]
     assert (smoothed["value"], smoothed["gained"], smoothed["lost"], smoothed["n"]) == (0.5, 1, 0, 2)
     assert smoothed["low"] == 0 and smoothed["high"] == 1  # of two clips, one gained
-    kept = reward_study.goal_frame_hits("smoke").set_index(["clips", "rule", "task"])["value"]
-    assert last["value"] == -kept["real, there and back", "clip", "all"]
+    assert last["value"] == -found["real, there and back", "clip", "all"]
+    told = reward_study.goal_frame_hits("smoke").set_index(["clips", "rule", "task"])[["value", "low", "high"]]
+    none, both = (told.loc[("real", rule, "pick-place")] for rule in ("clip", "last"))  # of two clips, Wilson's
+    assert none.tolist() == pytest.approx([0, 0, 3.8415 / 5.8415], abs=1e-4)
+    assert both.tolist() == pytest.approx([1, 2 / 5.8415, 1], abs=1e-4)
+    assert told.loc[("real", "random", "pick-place")].tolist() == [0.4, 0.4, 0.4]  # a share of frames, no trial
 
 
 # ---- results on record

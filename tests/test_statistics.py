@@ -164,6 +164,9 @@ def test_scores_by_method_task_and_seed():
         results.scores(pd.concat([rows, rows.tail(1).assign(experiment="y")]), "return")
     with pytest.raises(InputError, match="no rows of metric 'speed'; valid: return"):
         results.scores(rows, "speed")
+    short = rows[(rows["seed"] == 0) | (rows["step"] < 20)]
+    with pytest.raises(InputError, match="the seeds of m on a end at different steps.*: 0 at 20, 1 at 10; finish them"):
+        results.scores(short, "return")
 
 
 def test_sample_efficiency_by_hand():
