@@ -273,6 +273,7 @@ def test_what_it_tells_of_others_pay_is_on_record():
     agents = [evidence.number(paid) for paid in each["paid"]]
     drawer, hole = "drawer-close", "pick-out-of-hole"
     other = [figures.label(name) for name in ("diffusion_reward", "tadpole")]
+    foretold = ("pick-place", hole, "bin-picking", "shelf-place")  # where Diffusion Reward's agents show nothing
 
     dense = f"{usual}, beside the dense reward"  # so called where there are agents beside the sparse one, too
     beside = {task: dense if (task, dense, own) in at.index else usual for task in PAPER_TASKS}
@@ -307,12 +308,13 @@ def test_what_it_tells_of_others_pay_is_on_record():
             f"found what is to be had: they are paid {said('reach', usual, own)}; of the three on button-press the one "
             "that presses it is paid most).",
             f"Diffusion Reward pays three agents {said('pick-place', other[0], own)} an episode on pick-place, "
-            f"{said(hole, other[0], own)} on pick-out-of-hole and {said('bin-picking', other[0], own)} on bin-picking, "
-            f"the expert {listed([said(task, other[0], expert) for task in ('pick-place', hole, 'bin-picking')])}:",
+            f"{said(hole, other[0], own)} on pick-out-of-hole, {said('bin-picking', other[0], own)} on bin-picking and "
+            f"{said('shelf-place', other[0], own)} on shelf-place, the expert "
+            f"{listed([said(task, other[0], expert) for task in foretold])}:",
             f"On pick-out-of-hole it pays its agents, {said(hole, other[1], own)}, more than random actions, "
             f"{said(hole, other[1], figures.label('random'))}, and the expert, {said(hole, other[1], expert)}, and",
-            f"its three agents alike on pick-place ({alike('pick-place')}, no difference shown), and on bin-picking "
-            f"({alike('bin-picking')})",
+            f"its three agents alike on pick-place ({alike('pick-place')}, no difference shown), on bin-picking "
+            f"({alike('bin-picking')}) and on shelf-place ({alike('shelf-place')});",
             f"is paid {said(drawer, camera, alone)}, the agents, which keep away, {said(drawer, camera, own)}, the "
             f"expert {said(drawer, camera, expert)}."):
         assert sentence in text, sentence
@@ -322,11 +324,12 @@ def test_what_it_tells_of_others_pay_is_on_record():
     assert len(each) == 3 and not each["success"].any() and not at.loc[(*filmed, alone), "success"]
     assert at.loc[(*filmed, alone), "low"] > at.loc[(*filmed, expert), "high"]
     assert at.loc[(*filmed, expert), "low"] > at.loc[(*filmed, figures.label("random")), "high"]
-    for task, reward in (("pick-place", other[0]), (hole, other[0]), ("bin-picking", other[0]), (hole, other[1])):
+    for task, reward in (*((task, other[0]) for task in foretold), (hole, other[1])):
         n, above, below, success = shown(task, reward)
         assert (n, above, success) == (3, "", 0) and expert in below, (task, reward)
     assert figures.label("random") in shown(hole, other[1])[2]
-    assert shown("pick-place", other[1]) == shown("bin-picking", other[1]) == [3, "", "", 0]
+    for task in ("pick-place", "bin-picking", "shelf-place"):
+        assert shown(task, other[1]) == [3, "", "", 0], task
     n, above, below, success = shown(drawer, random)
     assert (n, above) == (10, "") and expert in below
     of = trace.offered("laptop")
