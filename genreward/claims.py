@@ -126,13 +126,13 @@ def _of_model(model: str, metric: str, coin: float, what: str, control: str | No
 def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, curves: Sequence[str] | None = None,
           longer: str | None = None) -> Callable[[Profile], Finding]:
     """Every method of `ours` that has finished runs must end above its control on every task with both, and above
-    random actions (`evidence.beyond_random`; those of a task without any on record are not asked for).
+    random actions (`evidence.beyond_random`).
 
     against: the controls' printed names, all of which must be beaten (those that the profile declares); None: the same
     environment reward alone. curves: only these (printed names); None: the methods as they are, and where the picture
     is distracted, if that is declared (the control is distracted as well).
     longer: the experiment whose runs are the controls. Nothing is decided while parts are missing that could turn the
-    verdict: declared seeds, and tasks or controls where all is well so far.
+    verdict: declared seeds; random actions of a task, and tasks or controls where all is well so far.
     """
 
     def find(profile: Profile) -> Finding:
@@ -147,7 +147,7 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
             return Finding(OPEN, f"make results PROFILE={profile.name} ONLY={longer or name}")
         seeds = declared.groupby(["task", "curve"])["seed"].nunique()
         whole = [row.n >= seeds[row.task, row.curve] for row in found.itertuples()]
-        said, better, worse = _judged(profile, name, found)
+        said, judged = _judged(profile, name, found)
         told = _by_curve(found, said, named=len(sides) > 1 or longer is not None)
         if longer is not None:  # a control that goes on need not stand best where it ends
             later = evidence.contrasts_later(profile, name, longer)
@@ -158,21 +158,26 @@ def _runs(name: str, ours: Sequence[str], against: Sequence[str] | None = None, 
         begun = declared[declared["method"].isin(found["method"]) & declared["task"].isin(found["task"])]
         begun = set(begun.loc[begun["curve"].isin(shown), ["task", "curve"]].itertuples(index=False, name=None))
         missing = any(side.empty for side in sides) or begun > set(zip(found["task"], found["curve"], strict=True))
-        if any(full and not good for full, good in zip(whole, better, strict=True)):
-            against_it = any(full and bad for full, bad in zip(whole, worse, strict=True))
-            return Finding(NOT, part + "; ".join(told), not against_it, bool(part))
-        if all(better) and all(whole) and not part and not missing:
+        decided = [side for side, full in zip(judged, whole, strict=True) if full]
+        if any(side in ("open", "worse") for side in decided):
+            return Finding(NOT, part + "; ".join(told), "worse" not in decided, bool(part))
+        alone = sorted({row.task for row, side in zip(found.itertuples(), judged, strict=True) if side == "alone"})
+        if alone:
+            told.append(f"random actions are not on record of {', '.join(alone)}: python -m genreward.behaviour "
+                        f"--profile {profile.name} --only {name}")
+        elif all(whole) and not part and not missing:
             return Finding(REPRODUCED, "; ".join(told))
         return Finding(OPEN, part + "; ".join(told) + "; seeds are missing" * (not all(whole)), part=bool(part))
 
     return find
 
 
-def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str], list[bool], list[bool]]:
-    """Of each line of an experiment's `contrasts`: its numbers in words, whether it speaks for a claim that agents do
-    better, and whether against it. In `evidence.SHARED` a difference must stand after Holm's correction for all of
-    `evidence.shared`, too; elsewhere each is judged by itself. Whoever is not shown to end above random actions has not
-    learned more; that one ends below them is told, but is not the contrary of the claim."""
+def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Of each line of an experiment's `contrasts`: its numbers in words, and whether it speaks for a claim that agents
+    do better ("better"), against it ("worse") or neither ("open"). In `evidence.SHARED` a difference must stand after
+    Holm's correction for all of `evidence.shared`, too; elsewhere each is judged by itself. Whoever is not shown to end
+    above random actions has not learned more; that one ends below them is told, but is not the contrary of the claim.
+    What would be better if there were random actions on record to be above is "alone"."""
     said = [evidence.gained(row) for row in found.itertuples()]
     judged = [evidence.verdict(row) for _, row in found.iterrows()]
     if name == evidence.SHARED:
@@ -184,6 +189,7 @@ def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str]
     beyond = evidence.beyond_random(profile, name).set_index(["task", "curve"])
     for number, row in enumerate(found.itertuples()):
         if (row.task, row.curve) not in beyond.index:
+            judged[number] = "alone" if judged[number] == "better" else judged[number]
             continue
         own = beyond.loc[(row.task, row.curve)]
         side = evidence.verdict(own)
@@ -192,7 +198,7 @@ def _judged(profile: Profile, name: str, found: pd.DataFrame) -> tuple[list[str]
             said[number] += f" ({where} random actions: {evidence.gained(own)})"
         if side != "better" and judged[number] == "better":
             judged[number] = "open"
-    return said, [side == "better" for side in judged], [side == "worse" for side in judged]
+    return said, judged
 
 
 def _by_curve(found: pd.DataFrame, said: Sequence[str], named: bool) -> list[str]:

@@ -41,7 +41,20 @@ def tiny(root, monkeypatch):
     monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=768, seeds=3))
     declared = experiments.experiments
     monkeypatch.setattr(experiments, "experiments", lambda profile: declared(profile) | {"easy": TRIAL})
+    for task in TASKS:
+        random_actions(task, [-99.0, -101.0, -100.0, -100.0])
     return profile
+
+
+def random_actions(task, values):
+    results.write_run(profiles.paths("tiny").results / "references", task, [
+        {"experiment": "references", "method": "random", "task": task, "seed": seed, "step": 0, "metric": "return",
+         "value": value} for seed, value in enumerate(values)], {})
+
+
+def forget_random_actions(task):
+    for suffix in ("csv", "json"):
+        (profiles.paths("tiny").results / "references" / f"{task}.{suffix}").unlink()
 
 
 def record(run, values, length=256, **more):
@@ -530,20 +543,14 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     fill("reach", "sparse", [1.0, 1.1, 0.9])
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
     assert finding().verdict == claims.REPRODUCED
-
-    def random_actions(values):
-        results.write_run(profiles.paths("tiny").results / "references", "reach", [
-            {"experiment": "references", "method": "random", "task": "reach", "seed": seed, "step": 0,
-             "metric": "return", "value": value} for seed, value in enumerate(values)], {})
-
     values = [7.0, 9.0, 11.0, 9.0]
-    random_actions(values)
+    random_actions("reach", values)
     found = evidence.beyond_random("tiny", "easy").set_index("curve").loc[figures.label("genreward_sound")]
     wanted = stats.ttest_ind([9.0, 9.1, 8.9], values, equal_var=False).confidence_interval(0.95)
     assert (found["value"], found["low"], found["high"], found["random"]) == pytest.approx((0.0, *wanted, 9.0))
     assert finding().verdict == claims.NOT and "(not shown above random actions: 0 [" in finding().numbers
     assert finding().undecided
-    random_actions([19.0, 21.0, 20.0, 20.0])
+    random_actions("reach", [19.0, 21.0, 20.0, 20.0])
     assert finding().verdict == claims.NOT and finding().undecided  # above the control, and below random actions
     assert "+8 [" in finding().numbers and "(below random actions: -11 [" in finding().numbers
     fill("reach", "genreward_sound", [1.0, 1.2, 0.9])  # nor is it the contrary where no difference is shown
@@ -553,8 +560,22 @@ def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     assert finding().verdict == claims.NOT and not finding().undecided
     assert "(below random actions: -19.9 [" in finding().numbers
     fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
-    random_actions([1.0, 3.0, 2.0, 2.0])
+    random_actions("reach", [1.0, 3.0, 2.0, 2.0])
     assert finding().verdict == claims.REPRODUCED and "random" not in finding().numbers
+
+
+def test_a_claim_stays_open_while_there_are_no_random_actions_to_be_above(tiny):
+    for task in TASKS:
+        fill(task, "sparse", [1.0, 1.1, 0.9])
+        fill(task, "genreward_sound", [9.0, 9.1, 8.9])
+    assert finding().verdict == claims.REPRODUCED
+    forget_random_actions("reach")
+    found = finding()
+    assert found.verdict == claims.OPEN and "reach +8 [" in found.numbers
+    assert found.numbers.endswith("random actions are not on record of reach: python -m genreward.behaviour "
+                                  "--profile tiny --only easy")
+    fill("reach", "genreward_sound", [1.0, 1.1, 0.9])  # no reference could turn this
+    assert finding().verdict == claims.NOT and "random" not in finding().numbers
 
 
 def test_one_task_that_speaks_against_a_claim_is_enough_however_many_are_left(tiny):
@@ -958,6 +979,7 @@ def test_finished_runs_are_played_once_and_again_when_they_have_gone_on(tiny, mo
     trial = replace(TRIAL, tasks=("reach",), arms=(Arm("dense"),), seeds=1)
     monkeypatch.setitem(experiments.BUDGETS, "tiny", experiments.Budget(steps=32))
     monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": trial})
+    forget_random_actions("reach")
     (run,) = experiments.grid("tiny")
     assert behaviour.missing("tiny") == []  # nothing is finished
     training.train_agent(run, progress=False)
