@@ -165,7 +165,7 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, episodes: in
 
 def films(profile: str | Profile) -> dict[str, np.ndarray]:
     """run id -> (8, H, W, 3) uint8: the kept film strips."""
-    return {path.stem: np.load(path)["frames"] for path in sorted(folder(profile).glob("[!.]*.npz"))}
+    return {path.stem: files.read_npz(path, "frames")["frames"] for path in sorted(folder(profile).glob("[!.]*.npz"))}
 
 
 def main() -> None:

@@ -229,7 +229,7 @@ def load_model(profile: Profile, task: str, features: str, targets: str = "buffe
                              f"genreward.pipeline --profile {profile.name} --only fb")
         encoder = load_encoder(profile)
         return Model(fbs.ForwardBackward.load(path), encoder, exploration(profile, task, encoder),
-                     pd.read_csv(where.fb / f"{task}-training.csv"))
+                     files.read_table(where.fb / f"{task}-training.csv"))
     replay = exploration(profile, task)
     config = replace(profile.fb, fb_targets=targets, scaling="each")  # metres beside a gripper's opening
     made = files.digest(asdict(config), replay["features"][-1], None if goal is None else goal)
@@ -240,7 +240,7 @@ def load_model(profile: Profile, task: str, features: str, targets: str = "buffe
         with files.atomic_path(path.with_suffix(".csv")) as temporary:
             log.to_csv(temporary, index=False)
         fb.save(path, resume=False)
-    return Model(fbs.ForwardBackward.load(path), None, replay, pd.read_csv(path.with_suffix(".csv")))
+    return Model(fbs.ForwardBackward.load(path), None, replay, files.read_table(path.with_suffix(".csv")))
 
 
 # ---- measuring

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from . import errors, evidence, figures, files, profiles, reward_study, study
-from .errors import InputError
+from .errors import Absent, InputError
 from .profiles import Profile
 from .reward_metrics import printed, sees_fakes
 
@@ -329,7 +329,7 @@ def findings(profile: str | Profile) -> pd.DataFrame:
     for claim in CLAIMS:
         try:
             found = claim.find(profile)
-        except InputError as problem:  # what it is read from is not there: the message names the command
+        except Absent as problem:  # the message names the command
             found = Finding(OPEN, str(problem))
         lines.append({"item": claim.item, "claim": claim.says, "verdict": found.verdict,
                       "undecided": found.undecided, "in part": found.part, "measured": found.numbers,
@@ -402,7 +402,12 @@ def _put(page: str, text: str, begin: str, end: str, path: str | Path) -> str:
 
 def write(profile: str | Profile, path: str | Path) -> None:
     """Put all tables between their markers in a file; where a marker is missing it is left as it is."""
-    page = _put(Path(path).read_text(encoding="utf-8"), on_papers_tasks(profile), *ON_PAPERS_TASKS, path)
+    try:
+        page = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a file of text; valid: a page with the markers of the tables, such as "
+                         "README.md") from None
+    page = _put(page, on_papers_tasks(profile), *ON_PAPERS_TASKS, path)
     page = _put(page, learned(profile), *LEARNED, path)
     page = _put(page, markdown(findings(profile)), BEGIN, END, path)
     with files.atomic_path(path) as temporary:

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from . import demos, envs, errors, files, profiles, results
 from .distractions import KINDS, SCALE, Distraction, distracted_frames
-from .errors import InputError
+from .errors import Absent, InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress, results_folder, study_folder
@@ -357,8 +357,7 @@ def _identity(profile: Profile, config: DistractorConfig, name: str, task: str) 
 def _scored(part: Path, identity: str) -> bool:
     if not part.is_file():
         return False
-    with np.load(part) as kept:
-        return str(kept["identity"]) == identity
+    return str(files.read_npz(part, "identity")["identity"]) == identity
 
 
 def score_all(profile: str | Profile, models: Sequence[str] | None = None, parts: Parts | None = None
@@ -445,8 +444,7 @@ def _assemble(profile: Profile, name: str) -> None:
     config = get_config(profile)
     tables, seconds, drawing, made_from = [], 0.0, 0.0, {}
     for task, condition in itertools.product(tasks_of(config, name), conditions(config)):
-        with np.load(_part(profile, name, task, condition)) as kept:
-            kept = dict(kept)
+        kept = files.read_npz(_part(profile, name, task, condition))
         count, paid = kept["score"].shape
         tables.append(pd.DataFrame({
             "task": task, "condition": condition, "kind": np.repeat(kept["kind"], paid),
@@ -512,10 +510,9 @@ def load_raw(profile: str | Profile, name: str) -> pd.DataFrame:
     """A model's raw scores, as `metrics_of` takes them; InputError where there are none."""
     path = results_folder(profile) / "distractors" / f"{name}.npz"
     if not path.is_file():
-        raise InputError(f"no scores of model {name!r} under distractions; make them with: {command(profile)} "
-                         f"--models {name}")
-    with np.load(path) as kept:
-        kept = dict(kept)
+        raise Absent(f"no scores of model {name!r} under distractions; make them with: {command(profile)} "
+                     f"--models {name}")
+    kept = files.read_npz(path)
     return pd.DataFrame({key: kept[f"{key}s"][kept[key]] for key in ("task", "condition", "kind")}
                         | {key: kept[key].astype(int) for key in ("start", "step")}
                         | {key: kept[key].astype(float) for key in ("score", "progress")})

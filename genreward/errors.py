@@ -11,9 +11,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+# what a path that someone named may suffer from; anything else that the system refuses is a fault of ours
+OF_A_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+                       errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY})
+
 
 class InputError(ValueError):
     """What was given cannot be used. The message names the thing and says what would be valid."""
+
+
+class Absent(InputError):
+    """What this is read from has not been made yet. The message names the command that makes it."""
 
 
 class Damaged(InputError):
@@ -26,8 +34,8 @@ def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
 
 
 def cli(main: Callable[[], int | None]) -> None:
-    """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input or a full disk. Whoever
-    reads its output may stop listening (`... | head`)."""
+    """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input, a full disk or a file that
+    cannot be read or written. Whoever reads its output may stop listening (`... | head`)."""
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -38,8 +46,11 @@ def cli(main: Callable[[], int | None]) -> None:
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: the disk is full ({problem.filename or 'while writing'}); free some space and run the same "
+                  "command again: what was finished is kept", file=sys.stderr)
+        elif problem.errno in OF_A_FILE and problem.filename is not None:  # of a renaming the second is what was named
+            print(f"error: {problem.filename2 or problem.filename}: {problem.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"error: the disk is full ({problem.filename or 'while writing'}); free some space and run the same "
-              "command again: what was finished is kept", file=sys.stderr)
     raise SystemExit(2)

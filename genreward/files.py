@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from .errors import InputError
 
@@ -81,14 +87,56 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(_plain(content), indent=1, sort_keys=True) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Read JSON; a missing or damaged file is an `InputError` that names it."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what `write_json` wrote of a mapping or dataclass; a missing or damaged file, or one that holds anything
+    else, is an `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{path} is not readable JSON ({problem})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {'a list' if isinstance(content, list) else repr(content)}, where names with "
+                         "their values are wanted ({...})")
+    return content
+
+
+def read_npz(path: str | os.PathLike, *names: str) -> dict[str, np.ndarray]:
+    """Those arrays of an .npz file (all of them where none is named), none of them pickled. A missing or damaged file,
+    or one without a named array, is an `InputError` that names it."""
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if missing := [name for name in names if name not in kept.files]:
+                raise InputError(f"{path} holds no {', '.join(missing)} (but {', '.join(kept.files) or 'nothing'}): it "
+                                 "was written by another program")
+            return {name: kept[name] for name in names or kept.files}
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as problem:  # TypeError: of a lone .npy
+        if isinstance(problem, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({str(problem) or type(problem).__name__}); put it back, or remove it and "
+                         "make it again") from None
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str] = (), **options: Any) -> pd.DataFrame:
+    """A CSV table of our own (`options` go to `pandas.read_csv`). A missing file, one that is no table, is cut short in
+    its last line or has other `columns` is an `InputError` that names it."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = pd.read_csv(io.StringIO(text), **options)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as problem:
+        raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
+    if columns and list(table.columns) != list(columns):
+        raise InputError(f"{path} has columns {', '.join(map(str, table.columns))}; valid: {', '.join(columns)}")
+    if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
+        raise InputError(f"{path}: row {len(table)} is cut short: the file does not end with a whole line")
+    return table
 
 
 def digest(*things: Any) -> str:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from . import envs, errors, experiments, files, profiles, results, variants
 from . import forward_backward as fbs
-from .errors import InputError
+from .errors import Absent, InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress
@@ -175,10 +175,9 @@ def load(profile: str | Profile, task: str) -> pd.DataFrame:
     profile = profiles.get_profile(profile)
     path = _path(profile, task)
     if not path.is_file():
-        raise InputError(f"no scores toward the goals of {task!r}; make them with: python -m genreward.forecast "
-                         f"--profile {profile.name} --tasks {task}")
-    with np.load(path) as kept:
-        kept = dict(kept)
+        raise Absent(f"no scores toward the goals of {task!r}; make them with: python -m genreward.forecast "
+                     f"--profile {profile.name} --tasks {task}")
+    kept = files.read_npz(path, "goals", "scores", "kinds", "kind", "episode", "step", "progress", "done")
     steps = pd.DataFrame({"kind": kept["kinds"][kept["kind"]], "episode": kept["episode"], "step": kept["step"],
                           "progress": kept["progress"], "done": kept["done"].astype(bool)})
     tables = []

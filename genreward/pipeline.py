@@ -240,8 +240,7 @@ def exploration(profile: Profile, task: str, encoder: object | None = None) -> d
                                      encoder, explorer(task))
         with files.atomic_path(path) as temporary:
             np.savez(temporary, **replay)
-    with np.load(path) as kept:
-        return {name: kept[name] for name in kept.files}
+    return files.read_npz(path)
 
 
 def load_encoder(profile: str | Profile, fitted: bool = True) -> object:

@@ -340,7 +340,11 @@ class Paths:
 
 
 def paths(profile: str | Profile) -> Paths:
-    """The folders of a profile, below the project's root (or below `GENREWARD_ROOT`, where that is set)."""
+    """The folders of a profile, below the project's root (or below `GENREWARD_ROOT`, where that is set; it must be a
+    folder, else an InputError: what is not found below a misspelt one would read as not measured yet)."""
     name = get_profile(profile).name
-    root = Path(os.environ.get("GENREWARD_ROOT", Path(__file__).resolve().parent.parent))
+    root = Path(os.environ.get("GENREWARD_ROOT") or Path(__file__).resolve().parent.parent)
+    if not root.is_dir():
+        raise errors.InputError(f"GENREWARD_ROOT is {root}, which is no folder; make it, or unset GENREWARD_ROOT for "
+                                "the project's own")
     return Paths(root, root / "build" / name, root / "results" / name, root / "figures" / name)

@@ -113,7 +113,7 @@ def _row_sums(text: str) -> str:
 
 def read_run(path: str | os.PathLike) -> pd.DataFrame:
     """One run's table, checked: the schema, that its last line is whole, and every row against the check sums in the
-    provenance beside it (records of before there were any have none, and are taken as they are).
+    provenance beside it.
 
     InputError that names the file and, where it is one, the row. A run that lost its power between its two files is
     refused as well: the command that made it writes both again.
@@ -130,17 +130,16 @@ def read_run(path: str | os.PathLike) -> pd.DataFrame:
     if not beside.exists():
         raise InputError(f"{path} has no provenance beside it: {beside.name} is missing")
     kept = read_json(beside)
-    if not isinstance(kept, dict):
-        raise InputError(f"{beside} is not the provenance of a run")
-    if "rows" in kept:
-        made, found = str(kept["rows"]).split(), _row_sums(text).split()
-        for number, (one, other) in enumerate(zip(made, found, strict=False), 1):
-            if one != other:
-                raise InputError(f"{path}: row {number} is not the one that was measured (its check sum differs): "
-                                 f"{', '.join(map(str, table.iloc[number - 1].tolist()))}")
-        if len(made) != len(found):
-            raise InputError(f"{path} has {len(found)} rows, {beside.name} says {len(made)}; the command that made "
-                             "the run puts it right")
+    if "rows" not in kept:
+        raise InputError(f"{beside} is not the provenance of a run: it holds no check sums of rows")
+    made, found = str(kept["rows"]).split(), _row_sums(text).split()
+    for number, (one, other) in enumerate(zip(made, found, strict=False), 1):
+        if one != other:
+            raise InputError(f"{path}: row {number} is not the one that was measured (its check sum differs): "
+                             f"{', '.join(map(str, table.iloc[number - 1].tolist()))}")
+    if len(made) != len(found):
+        raise InputError(f"{path} has {len(found)} rows, {beside.name} says {len(made)}; the command that made the run "
+                         "puts it right")
     return table
 
 
@@ -177,6 +176,13 @@ def load(folder: str | os.PathLike) -> pd.DataFrame:
         runs = table.loc[twice].groupby(list(KEYS))["run"].unique().iloc[0]
         raise InputError(f"{folder}: runs {' and '.join(runs)} hold the same rows; remove one of them")
     return table
+
+
+def bereft(folder: str | os.PathLike) -> list[str]:
+    """The runs of a folder whose provenance is there without its table: it was removed, or a kill came between the two
+    files of a run's first chunk (the command that made it writes both again)."""
+    return sorted(path.stem for path in Path(folder).glob("[!.]*.json")
+                  if not path.with_suffix(".csv").is_file() and "rows" in read_json(path))
 
 
 def load_provenance(folder: str | os.PathLike) -> dict[str, dict]:
@@ -518,6 +524,11 @@ def main() -> None:
         raise InputError(f"no such folder: {arguments.folder}")
     table = load(arguments.folder)
     if arguments.command == "check":
+        if without := bereft(arguments.folder):
+            raise InputError(f"{arguments.folder}: the table is missing of {', '.join(without)}; put it back, or the "
+                             "command that made the run does")
+        if table.empty:
+            raise InputError(f"{arguments.folder} holds no runs (no .csv with its .json beside it)")
         print(f"{table['run'].nunique()} runs, {len(table)} rows: all whole")
         return
     if table.empty:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import demos, envs, errors, files, profiles
 from .distractions import KINDS as LOOKS
 from .distractions import Distraction, distracted_frames
-from .errors import InputError
+from .errors import Absent, InputError
 from .profiles import Profile
 from .tasks import PAPER_TASKS, Task, get_task
 from .trajectory import Trajectory, uniform_indices
@@ -282,9 +282,8 @@ def record(profile: str | Profile, tasks: Sequence[str] | None = None) -> None:
         path = study_folder(profile) / f"{task}.npz"
         order = order_of(task, config, profile)
         if path.is_file():
-            with np.load(path) as kept:
-                if str(kept["order"]) == order:
-                    continue
+            if str(files.read_npz(path, "order")["order"]) == order:
+                continue
         episodes = record_task(task, config, profile.video.image_size)
         with files.atomic_path(path) as temporary:
             np.savez_compressed(
@@ -318,11 +317,10 @@ def load_episodes(profile: str | Profile, task: str) -> list[Trajectory]:
     path = study_folder(profile) / f"{task}.npz"
     command = f"python -m genreward.reward_study record --profile {profile.name}"
     if not path.is_file():
-        raise InputError(f"the study's episodes of {task!r} are missing; make them with: {command}")
-    with np.load(path) as kept:
-        if str(kept["order"]) != order_of(task, config, profile):
-            raise InputError(f"{path.name} holds the episodes of another study; make them again with: {command}")
-        kept = dict(kept)
+        raise Absent(f"the study's episodes of {task!r} are missing; make them with: {command}")
+    if str(files.read_npz(path, "order")["order"]) != order_of(task, config, profile):
+        raise InputError(f"{path.name} holds the episodes of another study; make them again with: {command}")
+    kept = files.read_npz(path)
     ends = np.cumsum(kept["length"])
     episodes = []
     for number, (end, steps) in enumerate(zip(ends.tolist(), kept["length"].tolist(), strict=True)):
@@ -381,12 +379,12 @@ def load_example(profile: str | Profile, task: str) -> dict[str, np.ndarray]:
     """Kind -> pictures (7, H, W, 3) uint8 of a task, as `write_example` kept them."""
     path = results_folder(profile) / "example.npz"
     if not path.is_file():
-        raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study record "
-                         f"--profile {profiles.get_profile(profile).name}")
-    with np.load(path) as kept:
-        found = {name.partition("/")[2]: kept[name] for name in kept.files if name.startswith(f"{task}/")}
-        if not found:
-            raise errors.unknown("task of the study", task, {name.partition("/")[0] for name in kept.files})
+        raise Absent(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study record "
+                     f"--profile {profiles.get_profile(profile).name}")
+    kept = files.read_npz(path)
+    found = {name.partition("/")[2]: pictures for name, pictures in kept.items() if name.startswith(f"{task}/")}
+    if not found:
+        raise errors.unknown("task of the study", task, {name.partition("/")[0] for name in kept})
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
@@ -401,10 +399,9 @@ def load_trajectories(profile: str | Profile) -> tuple[pd.DataFrame, pd.DataFram
     step a row (task, episode, step from 1, progress, success). InputError where there are none."""
     path = results_folder(profile) / "trajectories.npz"
     if not path.is_file():
-        raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study record "
-                         f"--profile {profiles.get_profile(profile).name}")
-    with np.load(path) as kept:
-        kept = dict(kept)
+        raise Absent(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study record "
+                     f"--profile {profiles.get_profile(profile).name}")
+    kept = files.read_npz(path, "tasks", "task", "episode", "kind", "failure", "start", "steps", "success", "progress")
     ends = np.cumsum(kept["steps"].astype(int))
     last = [slice(end - steps, end) for end, steps in zip(ends.tolist(), kept["steps"].tolist(), strict=True)]
     episodes = pd.DataFrame({

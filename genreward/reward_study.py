@@ -34,7 +34,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from . import demos, errors, files, profiles, results
-from .errors import InputError
+from .errors import Absent, InputError
 from .forward_backward import ForwardBackward, train_fb
 from .goals import Goal
 from .profiles import Profile
@@ -498,9 +498,8 @@ def _scored(profile: Profile, name: str, task: str, weights: str) -> bool:
     """Whether these very scores are in build/ or among the results."""
     part = _part(profile, name, task)
     if part.is_file():
-        with np.load(part) as kept:
-            if str(kept["identity"]) == weights:
-                return True
+        if str(files.read_npz(part, "identity")["identity"]) == weights:
+            return True
     made = results_folder(profile) / "scores" / f"{name}.json"
     return made.is_file() and files.read_json(made)["tasks"].get(task, {}).get("identity") == weights
 
@@ -551,8 +550,7 @@ def _assemble(profile: Profile, name: str) -> None:
     columns: dict[str, dict[str, np.ndarray]] = {}
     if path.is_file() and path.with_suffix(".json").is_file():
         made = files.read_json(path.with_suffix(".json"))
-        with np.load(path) as kept:
-            kept = dict(kept)
+        kept = files.read_npz(path)
         columns = {task: {key: kept[key][kept["task"] == number] for key in ("kind", "episode", "step", "score")}
                    for number, task in enumerate(kept["tasks"].tolist())}
         if made.get("episodes") != identity(profile):  # of an earlier study
@@ -562,8 +560,7 @@ def _assemble(profile: Profile, name: str) -> None:
         part = _part(profile, name, task)
         if not part.is_file():
             continue
-        with np.load(part) as kept:
-            kept = dict(kept)
+        kept = files.read_npz(part)
         weights = str(kept["identity"])
         if lacking(profile, name, task) is None and weights != _weights(profiles.paths(profile), name, task, profile):
             continue  # made with weights that are no longer there
@@ -597,15 +594,15 @@ def load_scores(profile: str | Profile, name: str) -> tuple[pd.DataFrame, dict[s
     path = results_folder(profile) / "scores" / f"{name}.npz"
     command = (f"python -m genreward.reward_study score --profile {profiles.get_profile(profile).name} --models {name}")
     if not path.is_file():
-        raise InputError(f"no scores of model {name!r}; make them with: {command}")
+        raise Absent(f"no scores of model {name!r}; make them with: {command}")
     made = files.read_json(path.with_suffix(".json"))
-    with np.load(results_folder(profile) / "trajectories.npz") as kept:
-        if made["episodes"] != str(kept["identity"]):
-            raise InputError(f"the scores of {name!r} are of other episodes; make them again with: {command} --anew")
-    with np.load(path) as kept:
-        table = pd.DataFrame({"task": kept["tasks"][kept["task"]], "kind": np.array(KINDS)[kept["kind"]],
-                              "episode": kept["episode"].astype(int), "step": kept["step"].astype(int),
-                              "score": kept["score"].astype(float)})
+    scored = files.read_npz(results_folder(profile) / "trajectories.npz", "identity")["identity"]
+    if made.get("episodes") != str(scored):
+        raise InputError(f"the scores of {name!r} are of other episodes; make them again with: {command} --anew")
+    kept = files.read_npz(path, "tasks", "task", "kind", "episode", "step", "score")
+    table = pd.DataFrame({"task": kept["tasks"][kept["task"]], "kind": np.array(KINDS)[kept["kind"]],
+                          "episode": kept["episode"].astype(int), "step": kept["step"].astype(int),
+                          "score": kept["score"].astype(float)})
     return table, made
 
 
@@ -776,10 +773,9 @@ def _goal_frame_hits(profile: str | Profile) -> dict[tuple[str, str], dict[str, 
     """(clips, rule) -> task -> whether the chosen frame of each clip shows success, the clips in one order."""
     path = results_folder(profile) / "goal_frames.npz"
     if not path.is_file():
-        raise InputError(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study goals "
-                         f"--profile {profiles.get_profile(profile).name}")
-    with np.load(path) as kept:
-        kept = dict(kept)
+        raise Absent(f"{path.name} of the study is missing; make it with: python -m genreward.reward_study goals "
+                     f"--profile {profiles.get_profile(profile).name}")
+    kept = files.read_npz(path, "clips", "curve", "done", "tasks")
     ends = np.cumsum(kept["clips"][:, 3].astype(int))
     hits: dict[tuple[str, str], dict[str, list[float]]] = {}
     for (number, generated, _, length), end in zip(kept["clips"].tolist(), ends.tolist(), strict=True):
@@ -818,8 +814,8 @@ def recorded_quality(profile: str | Profile) -> pd.DataFrame:
     """What `summarise` kept, as rows of `QUALITY_COLUMNS`."""
     table = results.load(results_folder(profile) / "quality")
     if table.empty:
-        raise InputError(f"the study has no summary; make it with: python -m genreward.reward_study summary --profile "
-                         f"{profiles.get_profile(profile).name}")
+        raise Absent(f"the study has no summary; make it with: python -m genreward.reward_study summary --profile "
+                     f"{profiles.get_profile(profile).name}")
     return from_records(table)
 
 

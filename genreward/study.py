@@ -294,7 +294,7 @@ def training_record(folder: str | os.PathLike) -> dict[str, tuple[pd.DataFrame, 
     for stage in VIDEO_STAGES:
         curve = folder / f"loss_{stage}.csv"
         if curve.is_file():
-            found[stage] = (pd.read_csv(curve, dtype=float), files.read_json(folder / f"provenance_{stage}.json"))
+            found[stage] = (files.read_table(curve, dtype=float), files.read_json(folder / f"provenance_{stage}.json"))
     if not found:
         raise InputError(f"{folder.name}/ holds no record of the video model's training; make it with: make results")
     return found
@@ -503,10 +503,7 @@ def load_generation(profile: str | profiles.Profile) -> pd.DataFrame | None:
     path = profiles.paths(profile).results / "generation.csv"
     if not path.is_file():
         return None
-    table = pd.read_csv(path)
-    if tuple(table.columns) != GENERATION_COLUMNS:
-        raise InputError(f"{path.name} has columns {', '.join(table.columns)}; valid: {', '.join(GENERATION_COLUMNS)}")
-    return table
+    return files.read_table(path, GENERATION_COLUMNS)
 
 
 def generation_summary(table: pd.DataFrame) -> pd.DataFrame:

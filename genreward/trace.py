@@ -140,11 +140,7 @@ def behind(figure: str, profile: str | Profile) -> pd.DataFrame:
     known = traced(profile)
     if figure not in known:
         raise unknown("figure with rows", figure, known)
-    table = pd.read_csv(known[figure], dtype={"commit": str}, keep_default_na=False)
-    if list(table.columns) != list(COLUMNS):
-        raise InputError(f"{known[figure]}: not the rows of a figure (columns {', '.join(table.columns)}); valid: "
-                         f"{', '.join(COLUMNS)}")
-    return table
+    return files.read_table(known[figure], COLUMNS, dtype={"commit": str}, keep_default_na=False)
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:

@@ -537,6 +537,24 @@ def test_a_claim_is_reproduced_only_where_every_task_shows_it(tiny):
     assert finding().verdict == claims.NOT and not finding().undecided
 
 
+def test_a_damaged_record_is_told_of_and_not_taken_for_one_that_is_not_there(tiny):
+    fill("reach", "sparse", [1.0, 1.1, 0.9])
+    fill("reach", "genreward_sound", [9.0, 9.1, 8.9])
+    assert set(claims.findings("tiny")["verdict"]) == {claims.OPEN, claims.UNTESTABLE}
+    kept = profiles.paths("tiny").runs / f"{runs('reach', 'sparse')[0].run_id}.csv"
+    whole = kept.read_text()
+    for damaged in (whole[:-3], whole.replace("1.0", "7.0"), "\n"):
+        kept.write_text(damaged)
+        with pytest.raises(InputError, match=f"{kept.stem}.csv"):
+            claims.findings("tiny")
+    kept.write_text(whole)
+    page = kept.with_name("page.png")
+    page.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(InputError, match="page.png is not a file of text"):
+        claims.write("tiny", page)
+    assert page.read_bytes() == b"\x89PNG\r\n"
+
+
 def test_who_learns_nothing_has_not_learned_more(tiny, monkeypatch):
     """Agents that end clearly above others, and no higher than random actions."""
     monkeypatch.setattr(experiments, "experiments", lambda profile: {"easy": replace(TRIAL, tasks=("reach",))})

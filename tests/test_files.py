@@ -84,19 +84,28 @@ def test_a_full_disk_costs_one_line_and_no_file(tmp_path, capsys):
         assert target.read_bytes() == b"old" and names(tmp_path) == ["kept.pt"]
 
 
-def test_cli_hides_nothing_but_bad_input_and_full_disks(capsys):
+def test_cli_hides_nothing_but_bad_input_and_files_that_cannot_be_used(tmp_path, capsys):
     def bad():
         raise InputError("no such thing; valid: this, that")
 
     def denied():
-        raise PermissionError(errno.EACCES, "no", "x")
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
 
-    with pytest.raises(SystemExit) as end:
-        errors.cli(bad)
-    assert end.value.code == 2
-    assert capsys.readouterr().err == "error: no such thing; valid: this, that\n"
-    with pytest.raises(PermissionError):
-        errors.cli(denied)
+    def failing(number, *name):
+        raise OSError(number, os.strerror(number), *name)
+
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for call, told in (
+            (bad, "no such thing; valid: this, that"), (denied, "x: Permission denied"),
+            (lambda: files.write_json(tmp_path / "folder", {}), f"{tmp_path / 'folder'}: Is a directory"),
+            (lambda: files.write_json(tmp_path / "file" / "x.json", {}), f"{tmp_path / 'file'}: File exists")):
+        with pytest.raises(SystemExit) as end:
+            errors.cli(call)
+        assert end.value.code == 2 and capsys.readouterr().err == f"error: {told}\n"
+    for given in ((errno.EIO, "x"), (errno.ENOENT,), (errno.ECHILD, "x")):  # a broken disk, no file's name, our fault
+        with pytest.raises(OSError):
+            errors.cli(lambda given=given: failing(*given))
     with pytest.raises(SystemExit) as end:
         errors.cli(lambda: None)
     assert end.value.code == 0
@@ -138,6 +147,51 @@ def test_json_comes_back_and_damage_is_named(tmp_path):
         files.read_json(path)
     with pytest.raises(InputError, match="no such file: .*y.json"):
         files.read_json(tmp_path / "y.json")
+    for other in ("[1]", "null", '"text"', "3"):
+        path.write_text(other)
+        with pytest.raises(InputError, match="x.json holds .*where names with their values"):
+            files.read_json(path)
+
+
+def test_arrays_come_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "x.npz"
+    with open(path, "wb") as file:
+        np.savez_compressed(file, a=np.arange(500.0), b=np.array("word"))
+    kept = files.read_npz(path)
+    assert list(kept) == ["a", "b"] and kept["a"].tolist() == list(range(500)) and str(kept["b"]) == "word"
+    assert list(files.read_npz(path, "b")) == ["b"]
+    with pytest.raises(InputError, match=r"x.npz holds no c, d \(but a, b\)"):
+        files.read_npz(path, "a", "c", "d")
+    with pytest.raises(InputError, match="no such file: .*y.npz"):
+        files.read_npz(tmp_path / "y.npz")
+    whole = path.read_bytes()
+    middle = whole.find(b"a.npy") + 200  # inside the first array's packed bytes
+    np.save(tmp_path / "one.npy", np.arange(3))
+    for damaged in (b"", whole[:-30], whole[:len(whole) // 2], b"text", (tmp_path / "one.npy").read_bytes(),
+                    whole[:middle] + bytes(20) + whole[middle + 20:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="x.npz is damaged"):
+            files.read_npz(path)
+    with open(path, "wb") as file:
+        np.savez(file, a=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="x.npz is damaged"):
+        files.read_npz(path)
+
+
+def test_tables_come_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2.5\n3,4.25\n")
+    assert files.read_table(path, ("a", "b"), dtype=float)["b"].tolist() == [2.5, 4.25]
+    with pytest.raises(InputError, match="x.csv has columns a, b; valid: a, c"):
+        files.read_table(path, ("a", "c"))
+    with pytest.raises(InputError, match="no such file: .*y.csv"):
+        files.read_table(tmp_path / "y.csv")
+    for damaged, why in ((b"", "not a readable table: No columns"), (b"a,b\n1,2.5\n3,4.2", "row 2 is cut short"),
+                         (b"a,b\n1,2,3\n4,5,6,7\n", "not a readable table"), (b"a,b\n\xff\xfe,1\n", "not a readable"),
+                         (b"a,b\n1,x\n", "not a readable table")):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"x.csv.*{why}"):
+            files.read_table(path, dtype=float)
 
 
 def test_frames_are_spread_over_both_ends():
@@ -185,10 +239,17 @@ def test_profiles_hold_together():
     assert profiles.get_profile("paper").reward == profiles.RewardConfig(alpha=0.01, beta=1e-5, interval=128)
 
 
-def test_paths_follow_the_root(root):
+def test_paths_follow_the_root(root, monkeypatch):
     where = profiles.paths("smoke")
     assert where.goals == root / "results" / "smoke" / "goals"
     assert where.checkpoints.is_relative_to(root / "build")
+    (root / "here").touch()
+    for odd in ("nowhere", "here"):
+        monkeypatch.setenv("GENREWARD_ROOT", str(root / odd))
+        with pytest.raises(InputError, match=f"GENREWARD_ROOT is .*{odd}, which is no folder; make it, or unset"):
+            profiles.paths("smoke")
+    monkeypatch.setenv("GENREWARD_ROOT", "")
+    assert profiles.paths("smoke").root == Path(profiles.__file__).resolve().parent.parent
     assert not profiles.paths("laptop").runs.is_relative_to(where.results)
 
 

@@ -132,13 +132,12 @@ def test_what_was_read_before_is_neither_shared_nor_believed(tmp_path):
         results.read_run(path)
 
 
-def test_a_record_of_before_there_were_check_sums_is_read(tmp_path):
+def test_a_table_whose_provenance_vouches_for_no_row_is_refused(tmp_path):
     path = results.write_run(tmp_path, "old", [row()], {})
-    path.with_suffix(".json").write_text('{"seconds": 1}')
-    assert len(results.load(tmp_path)) == 1
-    for damage in ("[]", "{", ""):
+    for damage, why in (("[]", "holds a list"), ("{", "is not readable JSON"), ("", "is not readable JSON"),
+                        ("{}", "is not the provenance of a run"), ('{"seconds": 1}', "no check sums")):
         path.with_suffix(".json").write_text(damage)
-        with pytest.raises(InputError, match="old.json is not"):
+        with pytest.raises(InputError, match=f"old.json .*{why}"):
             results.load(tmp_path)
 
 
@@ -166,12 +165,19 @@ def test_the_command_line_checks_and_exports(tmp_path, monkeypatch, capsys):
         return end.value.code, capsys.readouterr()
 
     assert call("check", tmp_path / "runs")[1].out == "2 runs, 3 rows: all whole\n"
+    results.write_run(tmp_path / "cut", "a", [row()], {})
+    results.write_run(tmp_path / "cut", "b", [row(seed=1)], {}).unlink()
+    (tmp_path / "empty").mkdir()
     assert call("export", tmp_path / "runs", "--output", tmp_path / "out.json")[0] == 0
     records = json.loads((tmp_path / "out.json").read_text())
     assert records == [{"task": "reach", "method": "dense", "seed": 0, "xs": [100, 200], "ys": [1.5, 2.0]}]
     assert json.loads(call("export", tmp_path / "runs")[1].out) == records
     for words, why in ((("export", tmp_path / "runs", "--metric", "x"), "no rows of metric 'x'; valid: return, succ"),
-                       (("check", tmp_path / "nowhere"), "no such folder"), (("export", tmp_path), "has no runs")):
+                       (("check", tmp_path / "nowhere"), "no such folder"),
+                       (("check", tmp_path / "cut"), "the table is missing of b;"),
+                       (("check", tmp_path / "empty"), "holds no runs"),
+                       (("export", tmp_path / "runs", "--output", tmp_path / "runs"), "runs: Is a directory"),
+                       (("export", tmp_path), "has no runs")):
         status, printed = call(*words)
         assert status == 2 and why in printed.err and printed.err.count("\n") == 1
 

@@ -141,7 +141,7 @@ def test_its_command_tells_a_points_rows_and_what_is_wrong(tiny, capsys):
     told = capsys.readouterr().out
     assert f"{path.stem}: no provenance on record" in told and "holds nothing" in told
     (tiny / "figures" / "tiny" / "mine.rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="not the rows of a figure"):
+    with pytest.raises(InputError, match="mine.rows.csv has columns a, b; valid: task, curve"):
         trace.main(["mine", "--profile", "tiny"])
 
 
