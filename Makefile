@@ -36,10 +36,12 @@ figures: $(READY) ## run every notebook on committed results (PROFILE=laptop): f
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
+results: GRID = $(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) \
+	$(if $(ONLY),--only $(ONLY)) $(if $(ROUNDED_AS),--rounded-as $(ROUNDED_AS))
 results: $(READY) ## make what is missing for PROFILE, resumable (ONLY=fig9 EXECUTOR=ray ROUNDED_AS=intel)
+	@$(GRID) --check
 	@$(PY) -m genreward.pipeline --profile $(PROFILE) --before agents
-	@$(PY) -m genreward.experiments run --profile $(PROFILE) --executor $(EXECUTOR) $(if $(ONLY),--only $(ONLY)) \
-		$(if $(ROUNDED_AS),--rounded-as $(ROUNDED_AS))
+	@$(GRID)
 	@$(PY) -m genreward.behaviour --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 	@$(PY) -m genreward.would_pay --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 

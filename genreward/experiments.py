@@ -38,7 +38,7 @@ from typing import Any, TextIO
 import joblib
 import torch
 
-from . import errors, files, locks, profiles, results, rounding, training
+from . import errors, estimates, files, locks, profiles, results, rounding, training
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .execution import EXECUTORS, OnProgress, execute, one_thread, read_status, span
@@ -354,7 +354,10 @@ def overview(profile: str | Profile, only: Sequence[str] | None = None, jobs: in
     stale runs are not in the time left: no command makes them as they are.
     """
     profile = profiles.get_profile(profile)
-    jobs = jobs or default_jobs(profile)
+    if jobs is None:
+        jobs = default_jobs(profile)
+    elif jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
     runs = grid(profile, only)
     standings = {run.run_id: standing(run, accept_code) for run in runs}
     expected = seconds_per_step(standings.values())
@@ -428,6 +431,18 @@ def default_jobs(profile: str | Profile) -> int:
     return 1 if profile.device.startswith("cuda") else joblib.cpu_count()
 
 
+def asked(profile: str | Profile, only: Sequence[str] | None = None, part: Part = EVERYTHING,
+          jobs: int | None = None, rounded_as: str | None = None) -> list[Run]:
+    """The runs that `make` would see to, of the profile's budget where no experiments are chosen; what cannot be meant
+    is an InputError."""
+    profile = profiles.get_profile(profile)
+    if rounded_as is not None:
+        rounding.check(rounded_as)
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
+    return grid(profile, only if only is not None else budget_of(profile).made, part)
+
+
 def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Part = EVERYTHING,
          jobs: int | None = None, accept_code: bool = False, redo: bool = False, rounded_as: str | None = None,
          **settings: Any) -> None:
@@ -438,19 +453,20 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Par
     rounded_as: whose processor's code MKL takes (`rounding.MAKERS`; None: this one's), said in the records; settings:
     see `execution.execute`.
 
-    InputError before any run is made where MKL cannot be told so; and at the end when a run failed (its traceback is
-    printed before), was begun with other rounding, waits for something (named with the command that makes it) or is on
-    record with another identity: all others are made by then, and the next call tries these again.
+    InputError before any run is made where MKL cannot be told so, or the profile's device is missing; and at the end
+    when a run failed (its traceback is printed before), was begun with other rounding, waits for something (named with
+    the command that makes it) or is on record with another identity: all others are made by then, and the next call
+    tries these again.
     """
     profile = profiles.get_profile(profile)
-    if rounded_as is not None:
-        rounding.check(rounded_as)
-    runs = grid(profile, only if only is not None else budget_of(profile).made, part)
+    runs = asked(profile, only, part, jobs, rounded_as)
     before = {run.run_id: standing(run, accept_code) for run in runs}
     ready = [run for run in runs if before[run.run_id].state not in ("done", "blocked")
              and (before[run.run_id].state != "stale" or redo)]
     print(f"{len(runs)} runs: {sum(one.state == 'done' for one in before.values())} done, {len(ready)} to make",
           flush=True)
+    if ready:
+        estimates.require_device(profile)
     outcomes = execute(ready, functools.partial(training.examine, accept_code=accept_code),
                        functools.partial(_train, accept_code=accept_code, redo=redo, rounded_as=rounded_as),
                        jobs=default_jobs(profile) if jobs is None else jobs,
@@ -707,6 +723,13 @@ def _compared(run: Run, whole: bool = True, maker: str | None = None) -> tuple[i
     return len(old), why
 
 
+# options that do not go with every command
+_GO_WITH = {"tasks": ("run", "vouch", "repeat"), "methods": ("run", "vouch", "repeat"),
+            "seeds": ("run", "vouch", "repeat"), "pick": ("repeat",), "draw": ("repeat",), "old": ("vouch",),
+            "steps": ("vouch",), "jobs": ("run", "list"), "accept_code": ("run", "list"),
+            **dict.fromkeys(("executor", "redo", "rounded_as", "tensorboard", "every", "check"), ("run",))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("list", "run", "vouch", "repeat"))
@@ -730,7 +753,14 @@ def main() -> None:
                         f"for this maker's processors, one of: {', '.join(rounding.MAKERS)} (default: this one's)")
     parser.add_argument("--tensorboard", action="store_true", help="log to build/<profile>/tensorboard")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two reports of progress")
+    parser.add_argument("--check", action="store_true", help="run: make nothing, only refuse what cannot be meant")
     arguments = parser.parse_args()
+    for name, commands in _GO_WITH.items():
+        if arguments.command not in commands and getattr(arguments, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with {arguments.command}; valid with: "
+                             f"{', '.join(commands)}")
+    if not arguments.every > 0:
+        raise InputError(f"every must be more than 0 seconds, got {arguments.every}")
     if arguments.command == "list":
         show(*overview(arguments.profile, arguments.only, arguments.jobs, arguments.accept_code),
              detail=arguments.only is not None)
@@ -745,6 +775,9 @@ def main() -> None:
         found = repeat(arguments.profile, arguments.only, part, arguments.pick, arguments.draw)
         if different := [line["run"] for line in found if not line["same"]]:
             raise InputError(f"not as on record: {', '.join(different)}")
+        return
+    if arguments.check:
+        asked(arguments.profile, arguments.only, part, arguments.jobs, arguments.rounded_as)
         return
     make(arguments.profile, arguments.only, part=part,
          jobs=arguments.jobs, executor=arguments.executor, accept_code=arguments.accept_code, redo=arguments.redo,

@@ -81,6 +81,17 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(folder: str | os.PathLike) -> None:
+    """Make the folder where it is not there; an InputError where no file can be written into it. Asked before hours of
+    work, not after them."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise InputError(f"nothing can be written into {folder}: {problem.strerror}") from None
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `content` (dataclasses included) as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -457,8 +457,14 @@ def main() -> None:
     if arguments.before is not None and arguments.before not in STAGES:
         raise errors.unknown("stage", arguments.before, STAGES)
     last = len(STAGES) if arguments.before is None else STAGES.index(arguments.before)
-    run(arguments.profile, [stage for stage in arguments.only if stage not in STAGES[last:]],
-        arguments.tasks)
+    for stage in arguments.only:
+        if stage not in STAGES:
+            raise errors.unknown("stage", stage, STAGES)
+    only = [stage for stage in arguments.only if stage in STAGES[:last]]
+    if not only:
+        raise InputError(f"no stage of {', '.join(arguments.only)} comes before {arguments.before}; the order is: "
+                         f"{', '.join(STAGES)}")
+    run(arguments.profile, only, arguments.tasks)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +27,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import code_identity, envs, errors, files, locks, profiles, results, rounding
+from . import (
+    code_identity,
+    encoders,
+    envs,
+    errors,
+    estimates,
+    files,
+    forward_backward,
+    locks,
+    profiles,
+    results,
+    rounding,
+)
 from .agents.checkpoints import read_checkpoint
 from .errors import InputError
 from .forward_backward import ForwardBackward
@@ -145,6 +158,14 @@ def check_run(run: Run) -> Profile:
                          "zero_shot, every other method with sac or dreamer")
     if run.seed < 0:
         raise InputError(f"seed must be at least 0, got {run.seed}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.experiment):
+        raise InputError(f"the experiment {run.experiment!r} does not begin a file name; valid: letters, digits, '.', "
+                         "'_', '-'")
+    read = changeable(run, profile)
+    for name, _ in run.changes:
+        if name not in read:
+            raise InputError(f"the change {name} makes no difference to {run.method!r} with {run.agent!r}, which "
+                             f"{'reads' if run.steps is None else f'(for {run.steps} steps) reads'}: {_listed(read)}")
     profile = _fitted(run, profile)
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
     steps = total_steps(run, profile)
@@ -192,8 +213,63 @@ def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
             raise InputError(f"the change {name} = {value!r} is of another kind than the profile's {known!r}")
         if kinds[field] == "int" and not isinstance(value, int):
             raise InputError(f"the change {name} = {value!r} must be a whole number, as the profile's {known!r} is")
+        if (valid := _wrong(name, value, known)) is not None:
+            raise InputError(f"the change {name} = {value!r} is no value for it; valid: {valid}")
         profile = replace(profile, **{section: replace(inner, **{field: value})})
     return profile
+
+
+def _wrong(name: str, value: Any, known: Any) -> str | None:
+    """What would be valid where a number or word of the profile (known: its own) may not be changed to that value, else
+    None."""
+    field = name.rpartition(".")[2]
+    if isinstance(known, tuple):
+        return f"as in the profile, {known} (not to be changed for a single run)"
+    if isinstance(known, str):
+        words = {"dreamer.observation": ("state", "pixels"), "fb.encoder": encoders.NAMES,
+                 "fb.twin": forward_backward.TWINS, "fb.fb_targets": forward_backward.FB_TARGETS,
+                 "fb.scaling": forward_backward.SCALINGS, "fb.next_action": forward_backward.NEXT_ACTIONS}.get(name)
+        return None if words is None or value in words else ", ".join(words)
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "finite numbers"
+    if name.startswith("reward.") and isinstance(known, float):  # weights, of either sign
+        return None
+    if field in ("gamma", "discount"):
+        return None if 0 <= value < 1 else "0 or more and less than 1"
+    if field in ("tau", "lambda_", "goal_fraction"):
+        return None if 0 <= value <= 1 else "0 to 1"
+    if field.endswith(("learning_rate", "_lr", "train_ratio")):
+        return None if value > 0 else "more than 0"
+    if isinstance(known, float) or field in ("learning_starts", "warmup", "prefill", "fb_train_until"):
+        return None if value >= 0 else "0 or more"
+    return None if value >= 1 else "1 or more"
+
+
+def changeable(run: Run, profile: Profile) -> set[str]:
+    """The names of all changes (see `Run`) that could make a difference to a run of this method, agent and length."""
+    method = METHODS[run.method]
+    found = {"distraction", "run.evaluation_episodes"}
+    found |= {f"reward.{number}" for number in _REWARD_NUMBERS.get(method.reward, {}).values()}
+    if run.agent != "zero_shot":
+        found |= {"run.evaluate_every"} | {f"{run.agent}.{part.name}" for part in fields(getattr(profile, run.agent))}
+        found |= {f"run.{run.agent}_steps"} if run.steps is None else set()
+        found |= {"reward.sparse_interval"} if method.env_reward == "sparse" else set()
+    if "goal" in method.needs:
+        found.add("goal")
+    if method.fb:
+        found |= {f"fb.{part.name}" for part in fields(profile.fb)}
+    if method.fb == "online":  # with targets and next action as printed, and for as long as the agent's replay grows
+        found -= {"fb.fb_targets", "fb.next_action", "fb.updates", "fb.exploration_steps"}
+        found |= {"run.fb_train_until", "run.prefill"}
+    return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of changes in words, those of an agent or of F and B by their section: "fb.…, goal, reward.alpha"."""
+    return ", ".join(sorted({f"{name.partition('.')[0]}.…" if name.startswith(("sac.", "dreamer.", "fb.")) else name
+                             for name in names}))
 
 
 def _distraction(changes: tuple[tuple[str, Any], ...]) -> Any:
@@ -405,14 +481,19 @@ def _required(run: Run, profile: Profile) -> tuple[dict[str, Path], dict[str, st
     return needed, absent
 
 
+# reward model -> what it is made with -> the number of `profiles.RewardConfig` that this is
+_REWARD_NUMBERS = {
+    "genreward": {"alpha": "alpha", "beta": "beta", "interval": "interval"},
+    "genreward_video": {"alpha": "alpha", "interval": "interval"},
+    "genreward_frame": {"beta": "beta", "interval": "interval"},
+    "genreward_sound": {"alpha": "sound_alpha", "beta": "sound_beta", "interval": "interval"},
+}
+
+
 def reward_settings(run: Run, profile: Profile) -> dict[str, Any]:
     """The weights and intervals that the run's reward model is made with."""
-    numbers = profile.reward
-    return {"genreward": {"alpha": numbers.alpha, "beta": numbers.beta, "interval": numbers.interval},
-            "genreward_video": {"alpha": numbers.alpha, "interval": numbers.interval},
-            "genreward_frame": {"beta": numbers.beta, "interval": numbers.interval},
-            "genreward_sound": {"alpha": numbers.sound_alpha, "beta": numbers.sound_beta,
-                                "interval": numbers.interval}}.get(METHODS[run.method].reward, {})
+    return {given: getattr(profile.reward, number)
+            for given, number in _REWARD_NUMBERS.get(METHODS[run.method].reward, {}).items()}
 
 
 def build_reward(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardModel:
@@ -652,6 +733,9 @@ def train_agent(run: Run, progress: bool = True, folder: Path | None = None, par
             raise Stale(why)
         if state == "done":
             return folder / f"{run.run_id}.csv"
+        estimates.require_device(profile)
+        for place in (folder, where.checkpoints):
+            files.require_writable(place)
         return _train(run, profile, folder, parts, progress, on_progress, accept_code)
 
 
@@ -869,7 +953,9 @@ def main() -> None:
     parser.add_argument("--experiment", help="the name under which the rows are kept (default: the profile's)")
     parser.add_argument("--steps", type=int, default=None, help="environment steps (default: the profile's)")
     parser.add_argument("--change", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="a number of the profile by its dotted name, e.g. reward.alpha 0.1; or goal and a source")
+                        help="a number of the profile that the method reads, by its dotted name, e.g. sac.gamma 0.95 "
+                        "(of genreward: reward.alpha 0.1; of genreward_sound: reward.sound_alpha 0.1); or goal and a "
+                        "source, or distraction and its name")
     parser.add_argument("--accept-code", action="store_true", help="go on with what other code has begun")
     arguments = parser.parse_args()
     changes = tuple((name, value if name == "goal" else _parsed(value)) for name, value in arguments.change)

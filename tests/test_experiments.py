@@ -278,6 +278,28 @@ def call(monkeypatch, capsys, *words):
     return end.value.code, capsys.readouterr()
 
 
+def test_options_that_a_command_does_not_read_are_refused_and_all_are_looked_at_before_anything_is_made(
+        tiny, monkeypatch, capsys):
+    monkeypatch.setattr(training, "train_agent", lambda run, **settings: pytest.fail("began"))
+    for words, why in (
+            (("list", "--tasks", "reach"), "--tasks does not go with list; valid with: run, vouch, repeat"),
+            (("run", "--pick", "3"), "--pick does not go with run; valid with: repeat"),
+            (("run", "--old", "x"), "--old does not go with run; valid with: vouch"),
+            (("repeat", "--redo"), "--redo does not go with repeat; valid with: run"),
+            (("vouch", "--jobs", "2"), "--jobs does not go with vouch; valid with: run, list"),
+            (("run", "--jobs", "0"), "jobs must be at least 1, got 0"),
+            (("list", "--jobs", "-3"), "jobs must be at least 1, got -3"),
+            (("run", "--every", "nan"), "every must be more than 0 seconds, got nan"),
+            (("run", "--check", "--only", "bose"), "unknown experiment 'bose'; valid: again, base"),
+            (("run", "--check", "--only", "base", "--seeds", "9"), "unknown seed of these experiments: 9; valid: 0")):
+        status, printed = call(monkeypatch, capsys, *words, "--profile", "tiny")
+        assert status == 2 and printed.err.startswith(f"error: {why}") and not printed.out, words
+    assert call(monkeypatch, capsys, "run", "--check", "--only", "base", "--profile", "tiny") == (0, ("", ""))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, printed = call(monkeypatch, capsys, "run", "--profile", "gpu", "--only", "again")
+    assert status == 2 and "error: profile 'gpu' needs a CUDA device" in printed.err and printed.err.count("\n") == 1
+
+
 def test_the_command_line_makes_and_lists(tiny, monkeypatch, capsys):
     def train(run, **settings):
         if run.method == "sparse" and run.seed == 1:
@@ -347,6 +369,7 @@ def make_base():
 def test_real_agents_killed_again_and_again_end_with_the_same_numbers(tiny, tmp_path, monkeypatch):
     runs = experiments.grid("tiny", ["base"])
     with monkeypatch.context() as patch:
+        (tmp_path / "calm").mkdir()
         patch.setenv("GENREWARD_ROOT", str(tmp_path / "calm"))
         make_base()
         calm = {run.run_id: rows(profiles.paths("tiny").runs / f"{run.run_id}.csv") for run in runs}

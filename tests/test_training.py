@@ -1,6 +1,7 @@
 """Training: killed runs end like undisturbed ones, foreign or broken checkpoints are named, F and B learn online."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -103,6 +104,7 @@ def test_a_killed_sac_run_ends_with_the_rows_of_an_undisturbed_one(tiny, tmp_pat
     assert train("genreward") == table
     resumed = rows(table)
 
+    (tmp_path / "undisturbed").mkdir()
     monkeypatch.setenv("GENREWARD_ROOT", str(tmp_path / "undisturbed"))
     undisturbed = rows(train("genreward"))
     pd.testing.assert_frame_equal(resumed, undisturbed, check_exact=True)
@@ -212,11 +214,57 @@ def test_another_goal_is_another_run(tiny):
     (Run("reach", "dense", profile="tiny", steps=0), r"steps \(0\) must be a multiple of evaluate_every \(32\)"),
     (Run("reach", "sparse", profile="tiny", changes=(("reward.sparse_interval", 8.5),)),
      r"the change reward.sparse_interval = 8.5 must be a whole number, as the profile's \d+ is"),
+    (Run("reach", "dense", profile="tiny", experiment="../.."), "the experiment '../..' does not begin a file name"),
+    *((Run("reach", method, agent, profile="tiny", changes=((name, value),)),
+       f"the change {name} = {value!r} is no value for it; valid: {valid}")
+      for method, agent, name, value, valid in (
+          ("dense", "sac", "sac.batch", 0, "1 or more"), ("dense", "sac", "sac.gamma", 1.0, "0 or more and less than"),
+          ("dense", "sac", "sac.gamma", math.nan, "finite numbers"), ("dense", "sac", "sac.gradient_steps", -5, "1 or"),
+          ("dense", "sac", "sac.learning_rate", 0.0, "more than 0"), ("dense", "sac", "sac.hidden", 64, "as in the"),
+          ("dense", "sac", "sac.learning_starts", -1, "0 or more"), ("genreward", "sac", "fb.tau", 1.5, "0 to 1"),
+          ("genreward", "sac", "fb.twin", "max", "mean, min"), ("genreward", "sac", "fb.orthonormality", -1.0, "0 or"),
+          ("dense", "dreamer", "dreamer.observation", "text", "state, pixels"),
+          ("dense", "sac", "run.evaluate_every", 0, "1 or more"), ("dense", "sac", "run.evaluation_episodes", 0, "1"))),
+    *((Run("reach", method, agent, profile="tiny", steps=32, changes=((name, value),)),
+       f"the change {name} makes no difference to {method!r} with {agent!r}, which .*reads: .*{valid}")
+      for method, agent, name, value, valid in (
+          ("genreward_sound", "sac", "reward.alpha", 0.5, "reward.sound_alpha"),
+          ("sparse", "sac", "goal", "camera", "sac.…"), ("frame", "sac", "reward.alpha", 0.5, "reward.beta"),
+          ("dense", "sac", "reward.sparse_interval", 4, "sac.…"), ("dense", "sac", "dreamer.units", 8, "run.evaluate"),
+          ("genreward", "sac", "fb.fb_targets", "buffer", "fb.…"), ("dense", "sac", "run.seeds", 2, "sac.…"),
+          ("dense", "sac", "run.sac_steps", 64, "sac.…"), ("dense", "sac", "video.layers", 2, "sac.…"))),
 ])
 def test_a_wrong_run_is_refused_before_it_starts(tiny, run, message):
     with pytest.raises(InputError, match=message):
         train_agent(run, progress=False)
     assert not list(tiny.rglob("*"))
+
+
+def test_every_change_of_the_grid_is_one_that_its_run_reads():
+    from genreward import experiments
+
+    for name in profiles.PROFILES:
+        for run in experiments.grid(name):
+            profile = training.check_run(run)
+            assert {change for change, _ in run.changes} <= training.changeable(run, profile), run.run_id
+    weights = {"genreward": {"alpha": 3.0, "beta": 1e-5, "interval": 128},
+               "genreward_sound": {"alpha": 1.0, "beta": 0.25, "interval": 128}, "dense": {}}
+    for method, change in (("genreward", ("reward.alpha", 3.0)), ("genreward_sound", ("reward.sound_beta", 0.25)),
+                           ("dense", ("sac.gamma", 0.5))):
+        run = Run("reach", method, changes=(change,))
+        assert training.reward_settings(run, training.check_run(run)) == weights[method]
+
+
+def test_where_nothing_can_be_written_or_the_device_is_missing_no_run_begins(tiny, monkeypatch):
+    run = Run("reach", "dense", profile="tiny", experiment="test", steps=32)
+    (tiny / "taken").touch()
+    with pytest.raises(InputError, match="nothing can be written into .*taken/runs: Not a directory"):
+        train_agent(run, progress=False, folder=tiny / "taken" / "runs")
+    monkeypatch.setitem(profiles.PROFILES, "tiny", replace(TINY, device="cuda"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="profile 'tiny' needs a CUDA device and torch finds none here"):
+        train_agent(run, progress=False)
+    assert not list((tiny / "results").rglob("*.csv"))
 
 
 def test_the_command_line_keeps_a_run_under_its_profiles_name(tiny, monkeypatch):
