@@ -417,6 +417,8 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
     said first.
     """
     chosen = profiles.get_profile(profile).name
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
     for notebook in NOTEBOOKS.values():
         lacking = missing(notebook, chosen)
         if lacking:

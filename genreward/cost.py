@@ -86,8 +86,7 @@ def measure(method: str, profile: str | Profile, task: str = TASK, warm: int = W
     name, _, phase = method.partition(", F and B ")
     if name not in training.METHODS or phase not in ("", "learning", "frozen"):
         raise errors.unknown("method", method, METHODS)
-    if warm < 0 or episodes < 1:
-        raise InputError(f"episodes must be at least 1 and those before not negative, got {episodes} and {warm}")
+    _check_lengths(warm, episodes)
     run = Run(task, name, "sac", 0, profiles.get_profile(profile).name, "cost")
     fitted = training.check_run(run)
     length = fitted.episode_steps
@@ -128,6 +127,11 @@ def folder(profile: str | Profile) -> Path:
 def file_name(method: str) -> str:
     """The method as a part of a file's name."""
     return method.replace(", F and B ", "-").replace(" ", "_")
+
+
+def _check_lengths(warm: int, episodes: int) -> None:
+    if warm < 0 or episodes < 1:
+        raise InputError(f"episodes must be at least 1 and those before not negative, got {episodes} and {warm}")
 
 
 def record(method: str, profile: str | Profile, task: str = TASK, warm: int = WARM, episodes: int = STEPS) -> Path:
@@ -173,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method in options.methods or METHODS:
         if method not in METHODS:
             raise errors.unknown("method", method, METHODS)
+    profiles.get_profile(options.profile)
+    _check_lengths(options.warm, options.episodes)
     for method in options.methods or METHODS:
         if options.here:
             record(method, options.profile, options.task, options.warm, options.episodes)

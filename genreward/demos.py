@@ -219,15 +219,21 @@ class VideoFolder:
         if not table.is_file():
             raise InputError(f"{self.folder} is no folder of videos: it has no metadata.jsonl")
         self.clips: list[dict[str, Any]] = []
-        for number, line in enumerate(table.read_text().splitlines(), 1):
+        try:
+            lines = table.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as problem:
+            raise InputError(f"{table} is not a file of text ({problem})") from None
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                file, _ = row["file_name"], row["text"]
+                file, text = row["file_name"], row["text"]
             except (json.JSONDecodeError, KeyError, TypeError) as problem:
                 raise InputError(f"{table}, line {number}: needs a JSON object with file_name and text "
                                  f"({type(problem).__name__}: {problem})") from None
+            if not (isinstance(file, str) and isinstance(text, str)):
+                raise InputError(f"{table}, line {number}: file_name and text must be words, got {file!r}, {text!r}")
             if not (self.folder / file).is_file():
                 raise InputError(f"{table}, line {number}: no such clip: {file}")
             self.clips.append(row)
@@ -308,6 +314,8 @@ def make_demos(folder: str | Path, orders: Sequence[Order], jobs: int = 1, progr
     """
     from joblib import Parallel, delayed
 
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
     folder = Path(folder)
     parts = [folder / ".parts" / f"{order.task}-{files.digest(order)}.jsonl" for order in orders]
     missing = [(order, part) for order, part in zip(orders, parts, strict=True) if not part.is_file()]

@@ -579,8 +579,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     parser.add_argument("--models", nargs="+", help=f"only these of {', '.join(MODELS)}")
     options = parser.parse_args(arguments)
-    for name, lack in score_all(options.profile, options.models).items():
+    lacking = score_all(options.profile, options.models)
+    for name, lack in lacking.items():
         print(f"not scored: {name}: {lack}", flush=True)
+    if set(lacking) >= set(options.models or MODELS):
+        raise InputError("no model could be scored; what each lacks stands above, with the command that makes it")
     table = recorded(options.profile)
     for suite in ("metaworld", "dm_control"):
         for line in findings(table, suite):

@@ -7,6 +7,7 @@ one line and not the caller.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -140,6 +141,8 @@ def report(speed: bool = True) -> dict[str, Any]:
 
 def main() -> int:
     """Print the report; status 1 with one `error:` line a problem."""
+    argparse.ArgumentParser(prog="python -m genreward.doctor", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = report()
     print(f"{'python':20} {found['python']}")
     for name, version in found["versions"].items():

@@ -31,7 +31,7 @@ import torch
 
 from . import errors
 from .errors import InputError
-from .files import atomic_path
+from .files import atomic_path, refuse_missing
 from .trajectory import check_frames
 
 NAMES = ("concat", "dinov3", "openclip", "siglip2", "vae")
@@ -209,7 +209,9 @@ class TransformersEncoder(Encoder):
                                      f"valid: {', '.join(self.families[name])}")
                 self.processor = transformers.AutoImageProcessor.from_pretrained(location)
                 towers = {"siglip": transformers.SiglipVisionModel, "siglip2": transformers.Siglip2VisionModel}
-                network = towers.get(config.model_type, transformers.AutoModel).from_pretrained(location)
+                network, told = towers.get(config.model_type, transformers.AutoModel).from_pretrained(
+                    location, output_loading_info=True)
+                refuse_missing(location, told["missing_keys"])
             except InputError:
                 raise
             # whatever the hub's client, the JSON and the safetensors readers raise, the user can only name a good model

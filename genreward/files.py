@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -90,6 +90,31 @@ def require_writable(folder: str | os.PathLike) -> None:
             pass
     except OSError as problem:
         raise InputError(f"nothing can be written into {folder}: {problem.strerror}") from None
+
+
+def require_weights(folder: str | os.PathLike, modules: Mapping[str, Any]) -> None:
+    """Refuse a folder in diffusers' layout that lacks weights of its own configs: the libraries would fill them with
+    random numbers and say so in a log at most. modules: name of the subfolder -> the torch module loaded from it.
+    Subfolders without safetensors are not looked at."""
+    from safetensors import safe_open
+
+    for name, module in modules.items():
+        stored: set[str] = set()
+        for file in sorted((Path(folder) / name).glob("*.safetensors")):
+            with safe_open(file, "pt") as content:
+                stored |= set(content.keys())
+        state = module.state_dict()
+        shared = {state[key].data_ptr() for key in stored & state.keys()}  # tied weights are stored under one name
+        if stored:
+            refuse_missing(f"the {name} in {folder}", [key for key, weight in state.items() if key not in stored
+                                                       and weight.data_ptr() not in shared])
+
+
+def refuse_missing(what: str, missing: Iterable[str]) -> None:
+    """InputError that says of `what` how many of its config's weights are missing, where any are."""
+    if missing := sorted(missing):
+        raise InputError(f"{what} lacks {len(missing)} weights of its config, {missing[0]} first; it is incomplete or "
+                         "belongs to another config")
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -39,7 +39,7 @@ from .errors import Absent, InputError
 from .goals import Goal
 from .profiles import Profile
 from .reward_episodes import progress
-from .tasks import get_task
+from .tasks import METAWORLD_TASKS, get_task
 
 KINDS = ("expert", "near the object", "random")
 OWN = "own"
@@ -91,6 +91,8 @@ def record(profile: str | Profile, names: Sequence[str] | None = None) -> list[P
     profile = profiles.get_profile(profile)
     names = tuple(names or tasks(profile))
     for task in names:
+        if task not in METAWORLD_TASKS:
+            raise errors.unknown("task with a scripted expert", task, METAWORLD_TASKS)
         if not (profiles.paths(profile).fb / f"{task}.pt").is_file():
             raise InputError(f"the forward-backward model of {task!r} is missing; make it with: python -m "
                              f"genreward.pipeline --profile {profile.name} --only fb --tasks {task}")

@@ -483,6 +483,8 @@ class Goal:
         if self.scores.shape != (len(self.video),):
             raise InputError(f"a goal video of {len(self.video)} frames needs as many scores, "
                              f"got shape {self.scores.shape}")
+        if not np.isfinite(self.scores).all():
+            raise InputError(f"the scores of a goal video's frames must be finite, got {self.scores.tolist()}")
         if not 0 <= self.index < len(self.video):
             raise InputError(f"the goal frame's index must be in 0..{len(self.video) - 1}, got {self.index}")
         if self.selection not in SELECTIONS:

@@ -502,7 +502,10 @@ def build_reward(run: Run, profile: Profile, parts: dict[str, Any]) -> RewardMod
     if method.weights:
         return _published(run, profile, parts)
     given = {name: parts.get(name) for name in method.needs}
-    model = make_reward(method.reward, given, **reward_settings(run, profile))
+    settings = reward_settings(run, profile)
+    if method.reward == "sparse":  # it stands in for the environment's part, and pays as often
+        settings["sparse_interval"] = profile.reward.sparse_interval
+    model = make_reward(method.reward, given, **settings)
     if method.fb == "explored" and method.reward != "sparse":
         model.load_state_dict(files.read_json(required(run, profile)["normaliser"]))
     return model

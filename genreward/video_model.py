@@ -165,7 +165,7 @@ class VideoModel:
                              "path of a local copy") from None
         settings: dict[str, Any] = {}
         if path.is_dir():
-            _check_weights(pipe, path)
+            files.require_weights(path, {name: getattr(pipe, name) for name in ("vae", "transformer", "text_encoder")})
             if (path / "genreward.json").exists():
                 settings = files.read_json(path / "genreward.json")
         model = cls(pipe.to(device), settings.get("num_frames"), settings.get("steps", 50),
@@ -426,21 +426,6 @@ def _check_config(config: VideoConfig) -> None:
         raise errors.unknown("prediction_type", config.prediction_type, ("epsilon", "v_prediction", "sample"))
 
 
-def _check_weights(pipe: CogVideoXImageToVideoPipeline, folder: Path) -> None:
-    """Refuse a folder that lacks weights of its own config: diffusers would fill them with random numbers."""
-    from safetensors import safe_open
-
-    for name in ("vae", "transformer"):
-        stored: set[str] = set()
-        for file in sorted((folder / name).glob("*.safetensors")):
-            with safe_open(file, "pt") as content:
-                stored |= set(content.keys())
-        missing = sorted(set(getattr(pipe, name).state_dict()) - stored)
-        if stored and missing:
-            raise InputError(f"the {name} in {folder} lacks {len(missing)} weights of its config, {missing[0]} first; "
-                             "it is incomplete or belongs to another config")
-
-
 # ------------------------------------------------------------------------------------------------------ command line
 
 
@@ -460,7 +445,24 @@ def configured(profile: str, settings: Sequence[str] = ()) -> VideoConfig:
                 changes[name] = type(known[name])(value) if known[name] is not None else value
         except ValueError:
             raise InputError(f"{name} must be like {known[name]!r}, got {value!r}") from None
+        if (valid := _wrong(name, changes[name])) is not None:
+            raise InputError(f"{name} must be {valid}, got {value}")
     return dataclasses.replace(config, **changes)
+
+
+def _wrong(name: str, value: Any) -> str | None:
+    """What would be valid where a number of VideoConfig may not have that value, else None."""
+    if isinstance(value, tuple):
+        return next((wrong for number in value if (wrong := _wrong(name, number)) is not None), None)
+    if isinstance(value, int):
+        return None if value >= 1 else "1 or more"
+    if not isinstance(value, float):
+        return None
+    if name in ("ema_decay", "text_dropout"):
+        return None if 0 <= value <= 1 else "0 to 1"
+    if name == "guidance":
+        return None if 0 <= value < float("inf") else "a finite number, 0 or more"
+    return None if 0 < value < float("inf") else "a finite number above 0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -486,8 +488,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=(), metavar="NAME=VALUE", help="change the profile's VideoConfig")
     options = parser.parse_args(arguments)
     config = configured(options.profile, options.set)
-    if options.minutes is not None and options.minutes <= 0 or options.steps is not None and options.steps < 1:
-        raise InputError("--minutes and --steps must be positive")
+    if options.minutes is not None and not 0 < options.minutes < float("inf"):
+        raise InputError(f"--minutes must be a finite number above 0, got {options.minutes}")
+    for name, least in (("steps", 1), ("seed", 0), ("count", 1)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, got {value}")
     if options.stage == "sample":
         video_training.sample(options.model or options.out, options.data, options.out, count=options.count,
                               seed=options.seed, lora=options.lora)

@@ -38,9 +38,10 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from . import files, results
+from . import errors, files, results
 from .errors import InputError
 from .profiles import VideoConfig
+from .tasks import PAPER_TASKS, TASKS
 from .trajectory import uniform_indices
 from .video_model import LORA_FILE, LORA_TARGETS, VideoModel, to_pixels
 
@@ -95,13 +96,14 @@ def load_clips(folder: str | Path, size: int, *, split: str = "train", kinds: Se
 
     folder = Path(folder)
     videos = VideoFolder(folder)
+    there = {str(row["task"]) for row in videos.clips if row.get("task")}
+    for task in {*(tasks or ()), *exclude} - there - set(TASKS):
+        raise errors.unknown(f"task of {folder}", task, there)
     chosen = [index for index, row in enumerate(videos.clips)
               if row.get("split", "train") == split and row.get("task") not in exclude
               and (tasks is None or row.get("task") in tasks)
               and (kinds is None or row.get("kind", "expert") in kinds)]
     if split == "train" and not in_domain:
-        from .tasks import PAPER_TASKS
-
         held_out = sorted({str(videos.clips[index].get("task")) for index in chosen} & set(PAPER_TASKS))
         if held_out:
             raise InputError(f"{folder} holds training clips of evaluated tasks ({', '.join(held_out)}), which the "

@@ -26,6 +26,22 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
+def renamed():
+    """(file of safetensors, beginning of a weight's name) -> gives that weight another name, as in another model's
+    file; returns the name that it had."""
+    def rename(path, beginning):
+        from safetensors.torch import load_file, save_file
+
+        content = load_file(path)
+        name = min(key for key in content if key.startswith(beginning))
+        content["another_models." + name] = content.pop(name)
+        save_file(content, path, {"format": "pt"})
+        return name
+
+    return rename
+
+
+@pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty project root: everything that a test writes through `profiles.paths` goes there."""
     monkeypatch.setenv("GENREWARD_ROOT", str(tmp_path))

@@ -183,6 +183,12 @@ def test_a_notebook_in_a_process_of_its_own_says_what_went_wrong(monkeypatch, ca
     assert capfd.readouterr() == ("", "")
 
 
+def test_fewer_than_one_notebook_at_once_is_refused():
+    for jobs in (0, -3):
+        with pytest.raises(InputError, match=f"jobs must be at least 1, got {jobs}"):
+            book.make_figures("smoke", jobs)
+
+
 def test_figures_of_an_empty_project_say_what_to_make(tmp_path):
     done = subprocess.run([sys.executable, "-m", "genreward.book", "figures", "--profile", "smoke"], text=True,
                           capture_output=True, cwd=book.ROOT, env={**os.environ, "GENREWARD_ROOT": str(tmp_path)})

@@ -56,6 +56,7 @@ def test_a_part_that_fails_is_left_again():
 def test_a_real_split_adds_up_and_what_is_not_used_costs_nothing(root, monkeypatch):
     smoke = profiles.get_profile("smoke")
     tiny = replace(smoke, episode_steps=32, sac=replace(smoke.sac, hidden=(8, 8), learning_starts=16, batch=8),
+                   reward=replace(smoke.reward, sparse_interval=16),
                    run=replace(smoke.run, evaluate_every=32, sac_steps=64))
     monkeypatch.setitem(profiles.PROFILES, "smoke", tiny)
     cost.record("sparse", "smoke", "reach", warm=1, episodes=1)

@@ -93,15 +93,25 @@ def test_a_readers_own_folder_needs_two_columns_only(tmp_path):
         folder.trajectory(0)
 
 
+def test_fewer_than_one_process_is_refused(tmp_path):
+    with pytest.raises(InputError, match="jobs must be at least 1, got 0"):
+        demos.make_demos(tmp_path / "videos", (), jobs=0)
+    assert not (tmp_path / "videos").exists()
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ('{"file_name": "a.mp4"}', "line 2: needs a JSON object with file_name and text .*text"),
     ('{"file_name": "a.mp4", "text"', "line 2: needs a JSON object"),
     ('"a.mp4"', "line 2: needs a JSON object"),
     ('{"file_name": "gone.mp4", "text": "x"}', "line 2: no such clip: gone.mp4"),
+    ('{"file_name": "a.mp4", "text": null}', "line 2: file_name and text must be words, got 'a.mp4', None"),
+    ('{"file_name": 3, "text": "x"}', "line 2: file_name and text must be words, got 3, 'x'"),
+    ("\udcff\udcfe", "metadata.jsonl is not a file of text"),
 ])
 def test_a_bad_row_is_named_by_its_line(tmp_path, line, message):
     (tmp_path / "a.mp4").write_bytes(b"x")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "good"}\n' + line + "\n")
+    (tmp_path / "metadata.jsonl").write_bytes(
+        ('{"file_name": "a.mp4", "text": "good"}\n' + line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message):
         demos.VideoFolder(tmp_path)
 

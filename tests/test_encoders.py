@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -94,7 +96,7 @@ def test_siglip2_gives_the_vision_tower_of_the_whole_model(checkpoints, frames):
     np.testing.assert_allclose(encoder.encode(frames), expected.numpy(), atol=1e-5)
 
 
-def test_transformers_encoder_refuses_what_it_cannot_use(checkpoints, tmp_path, monkeypatch):
+def test_transformers_encoder_refuses_what_it_cannot_use(checkpoints, renamed, tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     root, _ = checkpoints
@@ -102,6 +104,11 @@ def test_transformers_encoder_refuses_what_it_cannot_use(checkpoints, tmp_path, 
         get_encoder("dinov3", model=root / "siglip2")
     with pytest.raises(InputError, match="no such model folder"):
         get_encoder("dinov3", model=tmp_path / "nothing")
+    for family in ("dinov3", "siglip2"):
+        shutil.copytree(root / family, tmp_path / family)
+        name = renamed(tmp_path / family / "model.safetensors", "layer" if family == "dinov3" else "vision_model.enc")
+        with pytest.raises(InputError, match=f"{family} lacks 1 weights of its config, .*{name.rpartition('.')[2]}"):
+            get_encoder(family, model=tmp_path / family)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     with pytest.raises(InputError) as caught:

@@ -185,6 +185,7 @@ def test_the_expert_succeeds(task):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"task": "pick-plaze"}, "unknown task 'pick-plaze'; valid: assembly"),
     ({"reward": "thick"}, "unknown environment reward 'thick'; valid: dense, sparse"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
     ({"split": "test"}, "unknown split 'test'; valid: eval, train"),
     ({"goals": "all"}, "unknown choice of goals 'all'; valid: any, fifty"),
     ({"episode_steps": 0}, "episode_steps and sparse_interval must be at least 1"),
@@ -192,6 +193,11 @@ def test_the_expert_succeeds(task):
 def test_a_wrong_name_is_refused_with_the_valid_ones(arguments, message):
     with pytest.raises(InputError, match=message):
         envs.make_env(**({"task": "reach"} | arguments))
+
+
+def test_an_episode_of_no_steps_is_refused(env):
+    with pytest.raises(InputError, match="steps must be at least 1, got 0"):
+        envs.rollout(env, lambda observation: np.zeros(4), steps=0)
 
 
 def test_a_wrong_action_or_goal_is_refused_and_changes_nothing(env):

@@ -126,4 +126,6 @@ def test_what_is_on_record_is_made_anew_only_where_a_goal_or_weights_changed(the
 def test_without_f_and_b_it_is_refused_before_anything_is_scored(there):
     with pytest.raises(InputError, match="the forward-backward model of 'reach' is missing; .*--tasks reach"):
         forecast.record("smoke", ["pick-place", "reach"])
+    with pytest.raises(InputError, match="unknown task with a scripted expert 'reech'; valid: assembly"):
+        forecast.record("smoke", ["pick-place", "reech"])
     assert there[2] == []

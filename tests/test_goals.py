@@ -320,6 +320,12 @@ def goal(**changes):
     return Goal(**content | changes)
 
 
+def test_a_goal_whose_scores_say_nothing_is_refused():
+    for scores in ([0.1] * 8 + [np.nan], [np.inf] + [0.1] * 8):
+        with pytest.raises(InputError, match="the scores of a goal video's frames must be finite"):
+            goal(scores=scores)
+
+
 def test_generated_goal_takes_the_best_frame_and_says_how_it_was_made():
     made = goals.generate_goal(StubVideoModel(), tiny(), noise(1)[0], "push", ("pushed",), seed=2)
     assert made.source == "generated" and made.paraphrases == ("pushed",) and made.prompt == "push"

@@ -413,6 +413,48 @@ def test_any_kind_of_one_number_is_paid(number):
     assert terms == {"env": 0.0, "mine": 1.5} and type(terms["mine"]) is float
 
 
+def test_a_term_called_env_is_refused_of_whoever_does_not_say_that_it_is_meant():
+    class Meant(Careless):
+        replaces_env = True
+
+    env = rewards.GoalRewardEnv(Toy(), Careless(pays={"env": 5.0}))
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="a term called 'env' would replace the environment's own reward; give it ano"):
+        for _ in range(2):
+            env.step(np.zeros(2))
+    env = rewards.GoalRewardEnv(Toy(), Meant(pays={"env": 5.0}))
+    env.reset(seed=0)
+    assert [env.step(np.zeros(2))[1] for _ in range(2)][-1] == 5.0
+
+
+def test_a_reward_that_would_never_pay_is_refused_before_the_first_step():
+    never, sparse = "would never pay in an episode of 8", {"env_reward": "sparse", "sparse_interval": 9}
+    for model, given, why in (
+            (make("genreward", interval=9), {}, f"reward 'genreward' pays every 9 steps and {never}"),
+            (make("clock"), sparse, rf"env_reward='sparse' pays every 9 steps \(sparse_interval\) and {never}"),
+            (make("genreward_sound", interval=9), {}, f"reward 'genreward_sound' pays every 9 steps and {never}")):
+        with pytest.raises(InputError, match=why):
+            rewards.GoalRewardEnv(Toy(8), model, **given)
+    for model, given in ((make("genreward", interval=8), {}), (make("clock"), {"sparse_interval": 9}),
+                         (make("genreward_sound", interval=9, alpha=0.0), {})):  # the frame term is due at every step
+        rewards.GoalRewardEnv(Toy(8), model, **given)
+
+
+def test_an_environment_made_without_pictures_is_named_with_what_would_give_them():
+    class Blind(Toy):
+        render_mode = None
+
+        def render(self):
+            raise AttributeError("'NoneType' object has no attribute 'id'")
+
+    env = rewards.GoalRewardEnv(Blind(8), make("genreward", interval=4))
+    with pytest.raises(InputError, match="render.. failed .AttributeError: .*make the environment with render_mode="):
+        env.reset(seed=0)
+    env.unwrapped.render_mode = "rgb_array"  # then it is its own fault
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
+        env.reset(seed=0)
+
+
 def test_an_environment_that_pays_nan_is_stopped():
     inner = Toy()
     inner.step = lambda action: (inner.x, np.nan, False, False, {})

@@ -227,7 +227,7 @@ def test_a_pair_is_compared_as_x_clip_itself_does_it():
     assert np.allclose(encoder().embed_video(clips), videos, atol=1e-5)
 
 
-def test_x_clip_folder_keeps_weights_tokens_and_pixels(tmp_path):
+def test_x_clip_folder_keeps_weights_tokens_and_pixels(renamed, tmp_path):
     encoder().save(tmp_path / "x", {"note": 1})
     again, clips = roboclip.load(tmp_path / "x", scorer=None), noise(2, 7, SIZE, SIZE)
     assert np.allclose(again.embed_video(clips), encoder().embed_video(clips), atol=2e-2)
@@ -240,6 +240,9 @@ def test_x_clip_folder_keeps_weights_tokens_and_pixels(tmp_path):
     assert torch.allclose(again.pixels(other), encoder().pixels(other)) and again.pixels(other).shape[-2:] == (32, 32)
     same = again.processor(list(clips[0, :4]), return_tensors="pt")["pixel_values"]
     assert torch.allclose(again.pixels(clips[:1, :4]), same, atol=1e-6)
+    name = renamed(tmp_path / "x" / "model.safetensors", "vision_model.encoder")
+    with pytest.raises(InputError, match=f"x lacks 1 weights of its config, {name} first"):
+        roboclip.load(tmp_path / "x")
     (tmp_path / "x" / "model.safetensors").write_bytes(b"cut")
     for place in (tmp_path / "x", tmp_path / "nothing"):
         with pytest.raises(InputError, match="cannot load X-CLIP"):

@@ -422,7 +422,7 @@ def test_bad_settings(settings, message):
         rewards.make_reward("tadpole", {"frame_diffusion": Oracle()}, **settings)
 
 
-def test_bad_models_and_folders(tmp_path):
+def test_bad_models_and_folders(renamed, tmp_path):
     with pytest.raises(InputError, match="unknown window 'all'; valid: episode, last"):
         rewards.make_reward("video_tadpole", {"video_model": video_model()}, window="all")
     with pytest.raises(InputError, match="no such folder of a diffusion model"):
@@ -434,6 +434,12 @@ def test_bad_models_and_folders(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be loaded .a file is missing or cut short."):
         FrameDiffusion.load(tmp_path / "cut")
+    for part in ("unet", "text_encoder"):
+        tiny().save(tmp_path / part)
+        (weights,) = (tmp_path / part / part).glob("*.safetensors")
+        name = renamed(weights, "")
+        with pytest.raises(InputError, match=f"the {part} in .* lacks 1 weights of its config, {name} first"):
+            FrameDiffusion.load(tmp_path / part)
     with pytest.raises(InputError, match="is not a diffusion model of frames"):
         FrameDiffusion(video_model().pipe)
     for change, message in [({"channels": (10, 16)}, "multiples of 8"), ({"image_size": 18}, "divisible by"),

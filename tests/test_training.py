@@ -255,6 +255,22 @@ def test_every_change_of_the_grid_is_one_that_its_run_reads():
         assert training.reward_settings(run, training.check_run(run)) == weights[method]
 
 
+@pytest.mark.parametrize(("method", "interval", "paid"), [
+    ("sparse", 8, [8, 16, 24, 32]), ("sparse", 32, [32]), ("dense", 8, list(range(1, 33)))])
+def test_the_environments_reward_is_paid_as_often_as_a_run_says(tiny, method, interval, paid):
+    changes = (("reward.sparse_interval", interval),) if method == "sparse" else ()
+    run = Run("reach", method, profile="tiny", changes=changes)
+    profile = training.check_run(run)
+    env = training.build_env(run, profile, {}, training.build_reward(run, profile, {}))
+    env.reset(seed=0)
+    try:
+        steps = [env.step(np.zeros(4)) for _ in range(32)]
+    finally:
+        env.close()
+    assert [t for t, step in enumerate(steps, 1) if step[1]] == paid
+    assert all(steps[t - 1][1] == pytest.approx(steps[t - 1][4]["dense_reward"]) for t in paid)
+
+
 def test_where_nothing_can_be_written_or_the_device_is_missing_no_run_begins(tiny, monkeypatch):
     run = Run("reach", "dense", profile="tiny", experiment="test", steps=32)
     (tiny / "taken").touch()

@@ -227,7 +227,7 @@ def test_a_lora_saved_loaded_and_fused_is_the_same(data, trained, tmp_path, clip
         loaded.save(tmp_path / "not")
 
 
-def test_damaged_folders_are_named(trained, tmp_path):
+def test_damaged_folders_are_named(trained, renamed, tmp_path):
     with pytest.raises(InputError, match="no such video model folder"):
         VideoModel.load(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
@@ -245,6 +245,11 @@ def test_damaged_folders_are_named(trained, tmp_path):
     (tmp_path / "other/transformer/config.json").write_text(json.dumps({**config, "num_layers": 3}))
     with pytest.raises(InputError, match="lacks .* weights of its config"):
         VideoModel.load(tmp_path / "other")
+    for part, file in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        shutil.copytree(trained / "model", tmp_path / part)
+        name = renamed(tmp_path / part / part / f"{file}.safetensors", "encoder.")
+        with pytest.raises(InputError, match=f"the {part} in .*{part} lacks 1 weights of its config, {name} first"):
+            VideoModel.load(tmp_path / part)
     with pytest.raises(InputError, match="no LoRA at"):
         VideoModel.load(trained, lora=tmp_path / "empty")
     (tmp_path / "empty" / video_model.LORA_FILE).write_bytes(b"short")
@@ -420,11 +425,22 @@ def test_other_bad_requests_are_refused(model, clip):
 
 def test_settings_of_the_command_line_are_checked(data, tmp_path):
     assert video_model.configured("laptop", ["layers=8", "vae_channels=16,32,32"]).vae_channels == (16, 32, 32)
-    for setting, words in (("depth=3", "unknown video setting"), ("layers=many", "must be like")):
+    for setting, words in (("depth=3", "unknown video setting"), ("layers=many", "must be like"),
+                           ("image_size=0", "image_size must be 1 or more, got 0"), ("vae_batch=0", "1 or more, got 0"),
+                           ("vae_channels=16,0,32", "vae_channels must be 1 or more, got 16,0,32"),
+                           ("learning_rate=nan", "learning_rate must be a finite number above 0, got nan"),
+                           ("guidance=-1", "guidance must be a finite number, 0 or more, got -1"),
+                           ("text_dropout=1.5", "text_dropout must be 0 to 1, got 1.5")):
         with pytest.raises(InputError, match=words):
             video_model.configured("laptop", [setting])
-    with pytest.raises(InputError, match="must be positive"):
-        video_model.main(["vae", "--data", str(data), "--out", str(tmp_path), "--minutes", "0"])
+    for option, value, words in (("minutes", "0", "a finite number above 0"), ("minutes", "nan", "above 0, got nan"),
+                                 ("seed", "-1", "at least 0, got -1"), ("steps", "0", "at least 1, got 0"),
+                                 ("count", "0", "at least 1, got 0"),
+                                 ("tasks-exclude", "pick-plaze", "unknown task of .* 'pick-plaze'; valid: "),
+                                 ("tasks", "pick-plaze", "unknown task of .* 'pick-plaze'; valid: ")):
+        with pytest.raises(InputError, match=words):
+            video_model.main(["vae", "--data", str(data), "--out", str(tmp_path), f"--{option}", value])
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="no test clip"):
         video_training.load_clips(data, 32, split="test", kinds=("random",))
 

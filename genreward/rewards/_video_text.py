@@ -163,7 +163,8 @@ class XClipEncoder(VideoTextEncoder):
                 if kind != "xclip":
                     raise InputError(f"{location} is a {kind!r} model; valid: X-CLIP ('xclip')")
                 parts = [loader.from_pretrained(location) for loader in (AutoTokenizer, AutoImageProcessor)]
-                model = XCLIPModel.from_pretrained(location, dtype=torch.float32)
+                model, told = XCLIPModel.from_pretrained(location, dtype=torch.float32, output_loading_info=True)
+                files.refuse_missing(location, told["missing_keys"])
         except InputError:
             raise
         # whatever the hub's client, the JSON and the safetensors readers raise, the user can only name a good model

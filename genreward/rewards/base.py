@@ -106,12 +106,14 @@ class RewardModel(ABC):
     """Base of all reward models. A subclass gives `properties` and `terms`, and `needs_frame` where it looks at
     pictures.
 
-    name        set by `register`
-    interval    steps between payments, for tables; 1 = every step
-    frame_size  side length of the square frames that it can read, or None when any will do
+    name          set by `register`
+    interval      steps between payments, for tables; 1 = every step
+    frame_size    side length of the square frames that it can read, or None when any will do
+    replaces_env  whether it pays a term "env" in the place of the environment's own reward
     """
 
     name: ClassVar[str] = ""
+    replaces_env: ClassVar[bool] = False
     properties: RewardProperties
     interval: int = 1
     frame_size: int | None = None
@@ -120,7 +122,8 @@ class RewardModel(ABC):
     def terms(self, history: History, t: int) -> dict[str, float]:
         """What is paid for step `t` (1-based, the step just taken), by term and with its weight applied.
 
-        It may look at the history up to `t` only. A term named "env" stands in for the environment's own reward.
+        It may look at the history up to `t` only. A term named "env" would stand in for the environment's own reward;
+        only a class that says so (`replaces_env`) may pay one.
         """
 
     def pay(self, history: History, t: int) -> dict[str, float]:
@@ -139,11 +142,18 @@ class RewardModel(ABC):
                 raise InputError(f"{where} the term {name!r} must be one number, got {value!r}") from None
             if not math.isfinite(paid[name]):
                 raise InputError(f"{where} the term {name!r} must be finite, got {paid[name]}")
+            if name == "env" and not self.replaces_env:
+                raise InputError(f"{where} a term called 'env' would replace the environment's own reward; give it "
+                                 "another name, or set replaces_env = True in the class if it shall")
         return paid
 
     def needs_frame(self, t: int, episode_steps: int) -> bool:
         """Whether the picture after step `t` (0: after `reset`) must be rendered in an episode of that length."""
         return False
+
+    def pays_within(self, episode_steps: int) -> bool:
+        """Whether each of its terms is due at least once in an episode of that length."""
+        return self.interval <= episode_steps
 
     def reset(self, history: History) -> None:  # noqa: B027
         """Called when an episode has begun; `history` holds the first observation."""
@@ -328,6 +338,12 @@ class GoalRewardEnv(gymnasium.Wrapper):
                              else getattr(env.spec, "max_episode_steps", None))
         if not episode_steps or episode_steps < 1:
             raise InputError(f"{env} does not say how long an episode is; give episode_steps, at least 1")
+        if not reward_model.pays_within(episode_steps):
+            raise InputError(f"reward {reward_model.name or type(reward_model).__name__!r} pays every "
+                             f"{reward_model.interval} steps and would never pay in an episode of {episode_steps}")
+        if env_reward == "sparse" and sparse_interval > episode_steps:
+            raise InputError(f"env_reward='sparse' pays every {sparse_interval} steps (sparse_interval) and would "
+                             f"never pay in an episode of {episode_steps}")
         self.reward_model = reward_model
         self.env_reward = env_reward
         self.sparse_interval = sparse_interval
@@ -396,7 +412,13 @@ class GoalRewardEnv(gymnasium.Wrapper):
     def _frame(self, t: int) -> np.ndarray | None:
         if not self.reward_model.needs_frame(t, self.steps):
             return None
-        frame = self.env.render()
+        try:
+            frame = self.env.render()
+        except Exception as problem:  # what comes of a missing render_mode is each environment's own affair
+            if self.env.render_mode is not None:
+                raise
+            raise InputError(f"{self.env}.render() failed ({type(problem).__name__}: {problem}); make the environment "
+                             "with render_mode='rgb_array'") from problem
         if frame is None:
             raise InputError(f"{self.env}.render() gave nothing; make the environment with render_mode='rgb_array'")
         return check_frames(np.asarray(frame)[None], self.reward_model.frame_size, "the rendered frame")[0]

@@ -12,6 +12,7 @@ _CITATION = "Meta-World: Yu et al., arXiv 1910.10897; McLean et al., arXiv 2505.
 class DenseReward(RewardModel):
     """The hand-designed reward of the environment at every step (Meta-World: 0..10)."""
 
+    replaces_env = True
     properties = RewardProperties(True, False, True, _CITATION)
 
     def terms(self, history: History, t: int) -> dict[str, float]:
@@ -23,6 +24,7 @@ class DenseReward(RewardModel):
 class SparseReward(RewardModel):
     """The same reward, paid at every `interval`-th step of the episode only, as the paper trains its agents."""
 
+    replaces_env = True
     properties = RewardProperties(True, False, True, _CITATION)
 
     def __init__(self, sparse_interval: int = 128) -> None:

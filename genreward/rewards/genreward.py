@@ -212,6 +212,10 @@ class GenReward(RewardModel):
             return False
         return not self.frame.fb.frozen or (t < episode_steps and self._frame_pays(t + 1))
 
+    def pays_within(self, episode_steps: int) -> bool:
+        """Whether each of its terms is due at least once in an episode of that length."""
+        return super().pays_within(episode_steps) or (self.video is None and self.frame_paid == "every_step")
+
     def terms(self, history: History, t: int) -> dict[str, float]:
         """What step t pays: {"video": alpha * Eq. 5, "frame": beta * Eq. 9}, 0 where its term is not due."""
         paid = {}

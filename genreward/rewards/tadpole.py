@@ -260,6 +260,9 @@ class FrameDiffusion(Denoiser):
             where = (f"the diffusion model in {path} cannot be loaded (a file is missing or cut short)"
                      if path.is_dir() else f"cannot get the diffusion model {text!r} from the hub")
             raise InputError(f"{where}: {reason}") from None
+        if path.is_dir():
+            files.require_weights(path, {name: part for name, part in pipe.components.items()
+                                         if isinstance(part, nn.Module)})
         model = cls(pipe.to(device))
         nn.Module.to(model.unet, memory_format=torch.channels_last)  # a seventh faster on a CPU
         return model
