@@ -20,7 +20,7 @@ from genreward.experiments import Arm, Experiment
 from genreward.training import Run
 
 _SMOKE = profiles.get_profile("smoke")
-TINY = replace(_SMOKE, name="tiny", episode_steps=32, image_size=32,
+TINY = replace(_SMOKE, name="tiny", episode_steps=32, image_size=32, reward=replace(_SMOKE.reward, sparse_interval=16),
                sac=replace(_SMOKE.sac, hidden=(8, 8), learning_starts=16, batch=8),
                run=replace(_SMOKE.run, tasks=("reach",), methods=("dense", "sparse"), agents=("sac",), seeds=2,
                            sac_steps=96, evaluate_every=32, evaluation_episodes=1))
