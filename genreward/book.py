@@ -14,6 +14,7 @@ not find is named together with the command that makes it.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import ast
 import contextlib
@@ -21,9 +22,11 @@ import json
 import multiprocessing
 import os
 import re
+import select
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -394,6 +397,20 @@ def _run_apart(name: str, profile: str, warm: bool = False) -> tuple[float, str]
     return time.monotonic() - began, problem
 
 
+def _end_with_listener(sender: Any) -> None:
+    """End this process, and its kernel with it, once nobody listens at the connection's other end any more: whoever
+    asked for the notebook was killed, and the fork server would keep what it forked."""
+    def watch() -> None:
+        hangup = select.poll()
+        hangup.register(sender.fileno(), 0)
+        hangup.poll()
+        _thread.interrupt_main()
+        time.sleep(10)  # for the kernel and what was begun to be put away
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run_and_tell(name: str, profile: str, sender: Any, warm: bool) -> None:
     """What `_run_apart`'s process does. Only what is sent is said: what papermill logs beside it is not."""
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -402,7 +419,8 @@ def _run_and_tell(name: str, profile: str, sender: Any, warm: bool) -> None:
     os.chdir(ROOT)
     try:
         if warm:
-            kernels.use(kernels.Waiting(foreign=[sender]))
+            kernels.use(kernels.Waiting(foreign=[sender]))  # forks, and has to come before the thread
+        _end_with_listener(sender)
         run_notebook(name, profile)
         sender.send("")
     except (InputError, NotebookError) as problem:

@@ -124,7 +124,8 @@ class Forked(LocalProvisioner):
         self.process, Forked.waiting = Forked.waiting, None
         if self.process is None:
             raise RuntimeError("no process waits to become a kernel: kernels.use(kernels.Waiting()) makes one")
-        self.process.become(cmd, kwargs["env"], kwargs.get("cwd"))
+        parent = {"JPY_PARENT_PID": str(os.getpid())}  # by which a kernel sees that its parent has ended, and ends too
+        self.process.become(cmd, {**kwargs["env"], **parent}, kwargs.get("cwd"))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 

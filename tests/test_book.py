@@ -6,9 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -97,6 +99,41 @@ def test_two_notebooks_run_at_once_with_a_kernel_each(root):
     for seed in (3, 4):
         cells = nbformat.read(root / f"out{seed}.ipynb", as_version=4).cells
         assert [cell.outputs[0].text for cell in cells if cell.cell_type == "code" and cell.outputs] == [f"{seed}\n"]
+
+
+WHOEVER_ASKED = """import sys
+from pathlib import Path
+from genreward import book, kernels
+
+def child(sender, folder, warm):
+    if warm:
+        kernels.use(kernels.Waiting(foreign=[sender]))
+    book._end_with_listener(sender)
+    book.execute(folder / "one.ipynb", folder / "out.ipynb", {})
+
+if __name__ == "__main__":
+    receiver, sender = book.APART.Pipe(duplex=False)
+    book.APART.Process(target=child, args=(sender, Path(sys.argv[1]), sys.argv[2] == "warm")).start()
+    sender.close()
+    receiver.recv()
+"""
+
+
+@pytest.mark.parametrize("kernel", ["warm", "cold"])
+def test_who_is_killed_while_a_notebook_runs_leaves_no_process_behind(root, kernel):
+    nbformat.write(notebook("import os, time, pathlib",
+                            f"pathlib.Path({str(root)!r}, 'pids').write_text(f'{{os.getpid()}} {{os.getppid()}}')",
+                            "time.sleep(300)"), root / "one.ipynb")
+    (root / "asked.py").write_text(WHOEVER_ASKED)
+    asked = subprocess.Popen([sys.executable, root / "asked.py", root, kernel], cwd=book.ROOT,
+                             stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(book.ROOT)})
+    deadline = time.monotonic() + 120
+    while not (root / "pids").is_file() and asked.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    begun = [psutil.Process(int(pid)) for pid in (root / "pids").read_text().split()]
+    asked.send_signal(signal.SIGTERM)
+    assert psutil.wait_procs(begun, timeout=30)[1] == [] and asked.wait(30) == -signal.SIGTERM
+    assert sorted(path.name for path in root.glob("*.ipynb")) == ["one.ipynb"]
 
 
 def test_a_failing_notebook_keeps_the_earlier_copy_and_names_the_cell(shelf, root):
