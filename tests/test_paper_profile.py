@@ -65,7 +65,7 @@ def tiny_paper(hub: Path) -> profiles.Profile:
         dreamer=DreamerConfig(observation="pixels", deter=16, hidden=16, units=16, categoricals=4, classes=4, depth=2,
                               layers=1, blocks=2, batch=2, length=4, imagine_last=None, horizon=3, replay_size=64,
                               prefill=8, warmup=0, train_ratio=2.0),
-        reward=replace(PAPER.reward, interval=32),
+        reward=replace(PAPER.reward, interval=32, sparse_interval=32),
         run=replace(PAPER.run, fb_tasks=("reach",), grid_tasks=(), tasks=("pick-place",), evaluate_every=64,
                     evaluation_episodes=1, fb_train_until=64, prefill=32))
 
