@@ -380,7 +380,8 @@ def overview(profile: str | Profile, only: Sequence[str] | None = None, jobs: in
 
 
 def show(lines: list[dict[str, Any]], standings: list[Standing], detail: bool, out: TextIO | None = None) -> None:
-    """Print an overview; `detail`: also one line for each run that is not done."""
+    """Print an overview, and why runs are blocked, stale or damaged, a line a reason; `detail`: one for each run that
+    is not done and not blocked."""
     out = out or sys.stdout
     columns = ["experiment", "item", "runs", *STATES, "each", "left"]
     cells = [[span(line[name]) if name in ("each", "left") else str(line[name]) for name in columns] for line in lines]
@@ -388,12 +389,15 @@ def show(lines: list[dict[str, Any]], standings: list[Standing], detail: bool, o
     for row in [columns, *cells]:
         print("  ".join(cell.ljust(width) if number < 2 else cell.rjust(width) for number, (cell, width)
                         in enumerate(zip(row, widths, strict=True))).rstrip(), file=out)
-    waiting = [one for one in standings if one.state != "done"]
-    reasons = Counter(one.why for one in waiting if one.state == "blocked")
-    for reason, count in reasons.most_common():
-        print(f"blocked ({count}): {reason}", file=out)
-    for one in waiting:
-        if one.state in ("stale", "damaged") or (detail and one.state != "blocked"):
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in standings:
+        if one.state == "blocked" or (one.state in ("stale", "damaged") and not detail):
+            reasons.setdefault((one.state, one.why.replace(f"{one.run.run_id}.csv ", "")), []).append(one.run.run_id)
+    for (state, why), runs in sorted(reasons.items(), key=lambda reason: -len(reason[1])):
+        which = "" if state == "blocked" else f" {runs[0]}{f' and {len(runs) - 1} more' if runs[1:] else ''}:"
+        print(f"{state} ({len(runs)}):{which} {why}", file=out)
+    for one in standings:
+        if detail and one.state not in ("done", "blocked"):
             print(f"{one.state}: {one.run.run_id}{': ' + one.why if one.why else ''}", file=out)
 
 

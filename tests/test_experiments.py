@@ -324,6 +324,26 @@ def test_the_command_line_makes_and_lists(tiny, monkeypatch, capsys):
     assert len(results.load(profiles.paths("tiny").runs)) == 8
 
 
+def test_one_reason_is_told_once_however_many_runs_it_holds_back(tiny, capsys):
+    for run in experiments.grid("tiny", ["base"]):
+        record(run)
+        path = profiles.paths("tiny").runs / f"{run.run_id}.json"
+        kept = files.read_json(path)
+        kept["identity"]["code"]["envs"] = "0" * 16
+        if run.method == "dense":
+            kept["identity"]["numbers"]["episode_steps"] = "another"
+        files.write_json(path, kept)
+    lines, standings = experiments.overview("tiny", ["base"], jobs=1)
+    experiments.show(lines, standings, detail=False)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stale")]
+    assert sorted(told) == [
+        f"stale (2): tiny-reach-sac-{method}-s0 and 1 more: was made with other {what}; move it away to train anew"
+        for method, what in (("dense", "code.envs, numbers.episode_steps"), ("sparse", "code.envs"))]
+    experiments.show(lines, standings, detail=True)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stale: ")]
+    assert len(told) == 4 and told[0].startswith("stale: tiny-reach-sac-dense-s0: tiny-reach-sac-dense-s0.csv was made")
+
+
 def test_a_stale_record_is_kept_unless_it_is_to_be_redone(tiny, monkeypatch, capsys):
     record(run_of(), numbers={"sac": "0" * 16})
     stale = profiles.paths("tiny").runs / "tiny-reach-sac-dense-s0.json"
