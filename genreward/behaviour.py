@@ -20,7 +20,6 @@ from scipy import stats
 from tqdm import tqdm
 
 from . import envs, errors, experiments, files, profiles, results, training
-from .errors import InputError
 from .profiles import Profile
 from .reward_episodes import progress
 from .tasks import get_task
@@ -174,8 +173,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(experiments.experiments("laptop")))
     parser.add_argument("--episodes", type=int, help="default: as many as an evaluation has")
     arguments = parser.parse_args()
-    if arguments.episodes is not None and arguments.episodes < 1:
-        raise InputError(f"episodes must be at least 1, got {arguments.episodes}")
+    if arguments.episodes is not None:
+        errors.at_least("episodes", arguments.episodes, 1)
     make(arguments.profile, arguments.only, arguments.episodes)
 
 

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 
 from . import kernels, profiles
-from .errors import InputError, cli, unknown
+from .errors import InputError, at_least, cli, unknown
 from .files import atomic_path
 
 if TYPE_CHECKING:
@@ -435,8 +435,8 @@ def make_figures(profile: str | profiles.Profile, jobs: int | None = None) -> in
     said first.
     """
     chosen = profiles.get_profile(profile).name
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
+    if jobs is not None:
+        at_least("jobs", jobs, 1)
     for notebook in NOTEBOOKS.values():
         lacking = missing(notebook, chosen)
         if lacking:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from . import envs, errors, files, profiles, results
 from . import forward_backward as fbs
-from .errors import InputError, unknown
+from .errors import Absent, InputError, unknown
 from .profiles import Profile
 from .tasks import get_task
 
@@ -465,8 +465,8 @@ def load(profile: str | Profile, what: str) -> pd.DataFrame:
         raise unknown("measurement", what, MEASURES)
     table = results.load(profiles.paths(profile).results / FOLDERS[what])
     if table.empty:
-        raise InputError(f"nothing is on record of {what}; make it with: python -m genreward.calibration {what} "
-                         f"--profile {profile.name}")
+        raise Absent(f"nothing is on record of {what}; make it with: python -m genreward.calibration {what} "
+                     f"--profile {profile.name}")
     return table
 
 
@@ -475,7 +475,7 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
     one task and features the same state and action, whatever the goal of the start), predicted, measured."""
     chosen = table[(table["experiment"] == "calibration") & table["metric"].isin(("predicted", "measured"))]
     if chosen.empty:
-        raise InputError("no predicted and measured visits; make them with: python -m genreward.calibration measure")
+        raise Absent("no predicted and measured visits; make them with: python -m genreward.calibration measure")
     wide = chosen.pivot(index=["task", "method", "seed"], columns="metric", values="value").reset_index()
     names = wide.pop("method").str.split("-", expand=True).set_axis(["features", "fb_targets", "goal"], axis=1)
     return pd.concat([wide[["task"]], names, wide[["seed", "predicted", "measured"]]], axis=1)

@@ -402,12 +402,7 @@ def _put(page: str, text: str, begin: str, end: str, path: str | Path) -> str:
 
 def write(profile: str | Profile, path: str | Path) -> None:
     """Put all tables between their markers in a file; where a marker is missing it is left as it is."""
-    try:
-        page = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a file of text; valid: a page with the markers of the tables, such as "
-                         "README.md") from None
-    page = _put(page, on_papers_tasks(profile), *ON_PAPERS_TASKS, path)
+    page = _put(files.read_text(path), on_papers_tasks(profile), *ON_PAPERS_TASKS, path)
     page = _put(page, learned(profile), *LEARNED, path)
     page = _put(page, markdown(findings(profile)), BEGIN, END, path)
     with files.atomic_path(path) as temporary:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from . import envs, figures, files, profiles, results, training
-from .errors import InputError
+from .errors import Absent, InputError
 from .results import Interval
 from .training import METHODS, Run
 
@@ -345,6 +345,6 @@ def records(profile: str | profiles.Profile, task: str | None = None) -> pd.Data
         table = table[table["step"] <= table["run"].map(own)].reset_index(drop=True)
     if table.empty:
         of = f" on {task}" if task is not None else ""
-        raise InputError(f"no runs on record for profile {chosen.name!r}{of}; make them with: make results "
-                         f"PROFILE={chosen.name}")
+        raise Absent(f"no runs on record for profile {chosen.name!r}{of}; make them with: make results "
+                     f"PROFILE={chosen.name}")
     return table

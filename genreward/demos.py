@@ -219,11 +219,7 @@ class VideoFolder:
         if not table.is_file():
             raise InputError(f"{self.folder} is no folder of videos: it has no metadata.jsonl")
         self.clips: list[dict[str, Any]] = []
-        try:
-            lines = table.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as problem:
-            raise InputError(f"{table} is not a file of text ({problem})") from None
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(files.read_text(table).splitlines(), 1):
             if not line.strip():
                 continue
             try:
@@ -263,8 +259,8 @@ class VideoFolder:
         row = self.clips[index]
         if not row.get("trajectory"):
             raise InputError(f"{row['file_name']} has no trajectory: only rendered episodes have one")
-        with np.load(self.folder / row["trajectory"]) as kept:
-            return Trajectory(row["task"], kept["states"], kept["actions"], kept["rewards"], kept["success"], None, row)
+        kept = files.read_npz(self.folder / row["trajectory"], "states", "actions", "rewards", "success")
+        return Trajectory(row["task"], kept["states"], kept["actions"], kept["rewards"], kept["success"], None, row)
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -314,8 +310,7 @@ def make_demos(folder: str | Path, orders: Sequence[Order], jobs: int = 1, progr
     """
     from joblib import Parallel, delayed
 
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
+    errors.at_least("jobs", jobs, 1)
     folder = Path(folder)
     parts = [folder / ".parts" / f"{order.task}-{files.digest(order)}.jsonl" for order in orders]
     missing = [(order, part) for order, part in zip(orders, parts, strict=True) if not part.is_file()]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
-from .errors import InputError, unknown
+from .errors import InputError, at_least, unknown
 from .tasks import Task, get_task
 from .trajectory import Trajectory
 
@@ -292,8 +292,7 @@ def make_env(task: str | Task, seed: int = 0, reward: str = "dense", split: str 
     """
     if split not in ("train", "eval"):
         raise unknown("split", split, ("train", "eval"))
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, got {seed}")
+    at_least("seed", seed, 0)
     seed += {"train": 0, "eval": 1_000_003}[split]
     task = get_task(task)
     if task.suite != "metaworld":
@@ -353,8 +352,8 @@ def exploration_policy(rng: np.random.Generator, hold: int = 20) -> Policy:
 def rollout(env: gymnasium.Env, policy: Policy, frames: bool = True, steps: int | None = None,
             **reset: Any) -> Trajectory:
     """One episode of `policy` in `env` (until truncation, or `steps`), with a frame of every state if `frames`."""
-    if steps is not None and steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
+    if steps is not None:
+        at_least("steps", steps, 1)
     observation, _ = env.reset(**reset)
     pictures, states, actions, rewards, success = [], [observation], [], [], []
     if frames:

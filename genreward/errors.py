@@ -33,6 +33,12 @@ def unknown(kind: str, name: object, valid: Iterable[object]) -> InputError:
     return InputError(f"unknown {kind} {name!r}; valid: {', '.join(sorted(map(str, valid))) or 'none is there yet'}")
 
 
+def at_least(name: str, value: float, least: float) -> None:
+    """An InputError where a number is less than its least (or none at all, NaN)."""
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+
+
 def cli(main: Callable[[], int | None]) -> None:
     """Run a command line: status 0 when it returns, 2 with one `error:` line for bad input, a full disk or a file that
     cannot be read or written. Whoever reads its output may stop listening (`... | head`)."""

@@ -260,8 +260,7 @@ def execute(runs: Sequence[Run], examine: Examine, train: Train, *, jobs: int = 
         raise errors.unknown("executor", executor, EXECUTORS)
     if not runs:
         return []
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
+    errors.at_least("jobs", jobs, 1)
     attempt, outcomes, deaths = uuid.uuid4().hex, {}, Counter()
     waiting = {run.run_id: run for run in runs}
     idle = 0  # passes in a row in which nothing came of any run

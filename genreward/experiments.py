@@ -356,8 +356,7 @@ def overview(profile: str | Profile, only: Sequence[str] | None = None, jobs: in
     profile = profiles.get_profile(profile)
     if jobs is None:
         jobs = default_jobs(profile)
-    elif jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
+    errors.at_least("jobs", jobs, 1)
     runs = grid(profile, only)
     standings = {run.run_id: standing(run, accept_code) for run in runs}
     expected = seconds_per_step(standings.values())
@@ -442,9 +441,12 @@ def asked(profile: str | Profile, only: Sequence[str] | None = None, part: Part 
     profile = profiles.get_profile(profile)
     if rounded_as is not None:
         rounding.check(rounded_as)
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
-    return grid(profile, only if only is not None else budget_of(profile).made, part)
+    if jobs is not None:
+        errors.at_least("jobs", jobs, 1)
+    runs = grid(profile, only if only is not None else budget_of(profile).made, part)
+    for run in runs:
+        training.check_run(run)
+    return runs
 
 
 def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Part = EVERYTHING,
@@ -469,7 +471,7 @@ def make(profile: str | Profile, only: Sequence[str] | None = None, *, part: Par
              and (before[run.run_id].state != "stale" or redo)]
     print(f"{len(runs)} runs: {sum(one.state == 'done' for one in before.values())} done, {len(ready)} to make",
           flush=True)
-    if ready:
+    if ready and settings.get("executor", "joblib") == "joblib":  # a cluster's workers have devices of their own
         estimates.require_device(profile)
     outcomes = execute(ready, functools.partial(training.examine, accept_code=accept_code),
                        functools.partial(_train, accept_code=accept_code, redo=redo, rounded_as=rounded_as),

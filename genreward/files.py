@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
+from .errors import OF_A_FILE, InputError
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     The temporary name keeps the suffix of `path`, since many writers choose their format by it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -64,7 +64,7 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
     the old folder under a name ending in `.old`, and no half-written one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     mask = os.umask(0)
     os.umask(mask)
@@ -81,37 +81,30 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder and those above it, where they are not there; InputError where a file stands in the way."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} cannot be a folder: a file is in its place or above it") from None
+
+
 def require_writable(folder: str | os.PathLike) -> None:
     """Make the folder where it is not there; an InputError where no file can be written into it. Asked before hours of
     work, not after them."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as problem:
+        if problem.errno not in OF_A_FILE:
+            raise
         raise InputError(f"nothing can be written into {folder}: {problem.strerror}") from None
 
 
-def require_weights(folder: str | os.PathLike, modules: Mapping[str, Any]) -> None:
-    """Refuse a folder in diffusers' layout that lacks weights of its own configs: the libraries would fill them with
-    random numbers and say so in a log at most. modules: name of the subfolder -> the torch module loaded from it.
-    Subfolders without safetensors are not looked at."""
-    from safetensors import safe_open
-
-    for name, module in modules.items():
-        stored: set[str] = set()
-        for file in sorted((Path(folder) / name).glob("*.safetensors")):
-            with safe_open(file, "pt") as content:
-                stored |= set(content.keys())
-        state = module.state_dict()
-        shared = {state[key].data_ptr() for key in stored & state.keys()}  # tied weights are stored under one name
-        if stored:
-            refuse_missing(f"the {name} in {folder}", [key for key, weight in state.items() if key not in stored
-                                                       and weight.data_ptr() not in shared])
-
-
 def refuse_missing(what: str, missing: Iterable[str]) -> None:
-    """InputError that says of `what` how many of its config's weights are missing, where any are."""
+    """InputError that says of `what` how many of its config's weights are missing, where any are: diffusers and
+    transformers would fill them with random numbers and say so in a log at most (`output_loading_info` tells)."""
     if missing := sorted(missing):
         raise InputError(f"{what} lacks {len(missing)} weights of its config, {missing[0]} first; it is incomplete or "
                          "belongs to another config")
@@ -127,10 +120,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read what `write_json` wrote of a mapping or dataclass; a missing or damaged file, or one that holds anything
     else, is an `InputError` that names it."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as problem:
         raise InputError(f"{path} is not readable JSON ({problem})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {'a list' if isinstance(content, list) else repr(content)}, where names with "
@@ -144,34 +135,45 @@ def read_npz(path: str | os.PathLike, *names: str) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as kept:
-            if missing := [name for name in names if name not in kept.files]:
-                raise InputError(f"{path} holds no {', '.join(missing)} (but {', '.join(kept.files) or 'nothing'}): it "
-                                 "was written by another program")
-            return {name: kept[name] for name in names or kept.files}
+            there, content = kept.files, {name: kept[name] for name in kept.files if not names or name in names}
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as problem:  # TypeError: of a lone .npy
-        if isinstance(problem, InputError):
-            raise
         raise InputError(f"{path} is damaged ({str(problem) or type(problem).__name__}); put it back, or remove it and "
                          "make it again") from None
+    if missing := [name for name in names if name not in content]:
+        raise InputError(f"{path} holds no {', '.join(missing)} (but {', '.join(there) or 'nothing'}): it was written "
+                         "by another program")
+    return {name: content[name] for name in names or there}
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str] = (), **options: Any) -> pd.DataFrame:
     """A CSV table of our own (`options` go to `pandas.read_csv`). A missing file, one that is no table, is cut short in
     its last line or has other `columns` is an `InputError` that names it."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = pd.read_csv(io.StringIO(text), **options)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as problem:
-        raise InputError(f"{path} is not a readable table: {str(problem).strip()}") from None
+    table = parse_table(read_text(path), str(path), **options)
     if columns and list(table.columns) != list(columns):
         raise InputError(f"{path} has columns {', '.join(map(str, table.columns))}; valid: {', '.join(columns)}")
+    return table
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A file's text; InputError that names it where it is missing or no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path} is not a file of text ({problem})") from None
+
+
+def parse_table(text: str, where: str, **options: Any) -> pd.DataFrame:
+    """The CSV table that a file's text holds (`where` names it in errors); see `read_table`."""
+    try:
+        table = pd.read_csv(io.StringIO(text), **options)
+    except ValueError as problem:  # pandas' own are among them
+        raise InputError(f"{where} is not a readable table: {str(problem).strip()}") from None
     if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
-        raise InputError(f"{path}: row {len(table)} is cut short: the file does not end with a whole line")
+        raise InputError(f"{where}: row {len(table)} is cut short: the file does not end with a whole line")
     return table
 
 

@@ -233,7 +233,7 @@ class ForwardBackward:
 
     def __init__(self, feature_dim: int, action_dim: int, config: FBConfig, seed: int = 0,
                  device: str | torch.device = "cpu") -> None:
-        _check_config(config)
+        check_config(config)
         for name, value in (("feature_dim", feature_dim), ("action_dim", action_dim)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -561,7 +561,8 @@ class ForwardBackward:
         return tensor.expand(rows, -1)
 
 
-def _check_config(config: FBConfig) -> None:
+def check_config(config: FBConfig) -> None:
+    """InputError for a number or word that F and B cannot be trained with."""
     if not 0.0 < config.gamma < 1.0:
         raise InputError(f"gamma must lie between 0 and 1, both excluded, got {config.gamma}: "
                          "with gamma = 1 the successor measure is infinite")
@@ -573,20 +574,18 @@ def _check_config(config: FBConfig) -> None:
         raise errors.unknown("scaling", config.scaling, SCALINGS)
     if config.twin not in TWINS:
         raise errors.unknown("twin", config.twin, TWINS)
-    for name in ("dim", "hidden"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.batch < 2:
-        raise InputError(f"batch must be at least 2, got {config.batch}")
+    for name, least in (("dim", 1), ("hidden", 1), ("components", 1), ("updates", 1), ("exploration_steps", 1),
+                        ("batch", 2)):
+        errors.at_least(name, getattr(config, name), least)
     if not 0.0 <= config.goal_fraction <= 1.0:
         raise InputError(f"goal_fraction must lie in 0..1, got {config.goal_fraction}")
     if not 0.0 < config.tau <= 1.0:
         raise InputError(f"tau must lie in 0..1, 0 excluded, got {config.tau}")
     for name in ("policy_noise", "orthonormality"):
-        if getattr(config, name) < 0:
-            raise InputError(f"{name} must not be negative, got {getattr(config, name)}")
-    if config.learning_rate <= 0:
-        raise InputError(f"learning_rate must be positive, got {config.learning_rate}")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InputError(f"{name} must be finite and not negative, got {getattr(config, name)}")
+    if not 0 < config.learning_rate < math.inf:
+        raise InputError(f"learning_rate must be finite and positive, got {config.learning_rate}")
 
 
 def _checked(tensor: torch.Tensor, width: int, name: str) -> torch.Tensor:

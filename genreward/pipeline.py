@@ -457,10 +457,7 @@ def main() -> None:
     if arguments.before is not None and arguments.before not in STAGES:
         raise errors.unknown("stage", arguments.before, STAGES)
     last = len(STAGES) if arguments.before is None else STAGES.index(arguments.before)
-    for stage in arguments.only:
-        if stage not in STAGES:
-            raise errors.unknown("stage", stage, STAGES)
-    only = [stage for stage in arguments.only if stage in STAGES[:last]]
+    only = [stage for stage in arguments.only if stage not in STAGES[last:]]
     if not only:
         raise InputError(f"no stage of {', '.join(arguments.only)} comes before {arguments.before}; the order is: "
                          f"{', '.join(STAGES)}")

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import functools
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from scipy import stats
 
 from . import rounding
 from .errors import InputError, cli
-from .files import atomic_path, read_json, write_json
+from .files import atomic_path, parse_table, read_json, read_text, write_json
 
 COLUMNS = ("experiment", "method", "task", "seed", "step", "metric", "value")
 KEYS = COLUMNS[:-1]
@@ -119,12 +118,7 @@ def read_run(path: str | os.PathLike) -> pd.DataFrame:
     refused as well: the command that made it writes both again.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{path} is not a readable table: {problem}") from None
+    text = read_text(path)
     table = _checked(text, str(path)).copy()
     beside = path.with_suffix(".json")
     if not beside.exists():
@@ -148,13 +142,7 @@ def _checked(text: str, where: str) -> pd.DataFrame:
     """The checked table of a file with that text. Figure after figure reads the same hundreds of records, and to check
     one takes far longer than to read it: what was found right is not checked again while not a letter of it differs.
     Whoever is handed the table copies it."""
-    try:
-        raw = pd.read_csv(io.StringIO(text), keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
-        raise InputError(f"{where} is not a readable table: {str(problem).strip()}") from None
-    if not text.endswith("\n"):  # else a number that lost its last digits would pass for another number
-        raise InputError(f"{where}: row {len(raw)} is cut short: the file does not end with a whole line")
-    return check_rows(raw, where)
+    return check_rows(parse_table(text, where, keep_default_na=False), where)
 
 
 def load(folder: str | os.PathLike) -> pd.DataFrame:

@@ -653,8 +653,8 @@ def _scored_episodes(profile: str | Profile, models: Sequence[str] | None) -> di
     """Model -> the final and summed score of every episode (`episode_scores`)."""
     names = list(dict.fromkeys(models)) if models is not None else scored_models(profile)
     if not names:
-        raise InputError(f"no model has been scored yet; do it with: python -m genreward.reward_study score --profile "
-                         f"{profiles.get_profile(profile).name}")
+        raise Absent(f"no model has been scored yet; do it with: python -m genreward.reward_study score --profile "
+                     f"{profiles.get_profile(profile).name}")
     episodes, steps = load_trajectories(profile)
     tables = {}
     for name in names:

@@ -22,7 +22,7 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from . import demos, envs, errors, files, profiles, results
-from .errors import InputError, unknown
+from .errors import Absent, InputError, unknown
 from .rewards import GoalRewardEnv
 from .rewards.genreward import centre, cosine
 from .tasks import PAPER_TASKS, Task, get_task
@@ -296,7 +296,7 @@ def training_record(folder: str | os.PathLike) -> dict[str, tuple[pd.DataFrame, 
         if curve.is_file():
             found[stage] = (files.read_table(curve, dtype=float), files.read_json(folder / f"provenance_{stage}.json"))
     if not found:
-        raise InputError(f"{folder.name}/ holds no record of the video model's training; make it with: make results")
+        raise Absent(f"{folder.name}/ holds no record of the video model's training; make it with: make results")
     return found
 
 

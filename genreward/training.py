@@ -156,8 +156,7 @@ def check_run(run: Run) -> Profile:
     if (run.agent == "zero_shot") != (run.method == "fb_zero_shot"):
         raise InputError(f"method {run.method!r} does not go with agent {run.agent!r}; valid: fb_zero_shot with "
                          "zero_shot, every other method with sac or dreamer")
-    if run.seed < 0:
-        raise InputError(f"seed must be at least 0, got {run.seed}")
+    errors.at_least("seed", run.seed, 0)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.experiment):
         raise InputError(f"the experiment {run.experiment!r} does not begin a file name; valid: letters, digits, '.', "
                          "'_', '-'")
@@ -166,6 +165,7 @@ def check_run(run: Run) -> Profile:
         if name not in read:
             raise InputError(f"the change {name} makes no difference to {run.method!r} with {run.agent!r}, which "
                              f"{'reads' if run.steps is None else f'(for {run.steps} steps) reads'}: {_listed(read)}")
+    _check_numbers(run, profile)
     profile = _fitted(run, profile)
     episode, chunk = profile.episode_steps, profile.run.evaluate_every
     steps = total_steps(run, profile)
@@ -209,42 +209,31 @@ def _changed(profile: Profile, changes: tuple[tuple[str, Any], ...]) -> Profile:
         if field not in kinds:
             raise errors.unknown("change", name, [f"{section}.{part}" for part in kinds])
         known = getattr(inner, field)
-        if isinstance(known, bool) != isinstance(value, bool) or (isinstance(known, str) != isinstance(value, str)):
+        if any(isinstance(known, kind) != isinstance(value, kind) for kind in (bool, str, tuple)):
             raise InputError(f"the change {name} = {value!r} is of another kind than the profile's {known!r}")
         if kinds[field] == "int" and not isinstance(value, int):
             raise InputError(f"the change {name} = {value!r} must be a whole number, as the profile's {known!r} is")
-        if (valid := _wrong(name, value, known)) is not None:
-            raise InputError(f"the change {name} = {value!r} is no value for it; valid: {valid}")
         profile = replace(profile, **{section: replace(inner, **{field: value})})
     return profile
 
 
-def _wrong(name: str, value: Any, known: Any) -> str | None:
-    """What would be valid where a number or word of the profile (known: its own) may not be changed to that value, else
-    None."""
-    field = name.rpartition(".")[2]
-    if isinstance(known, tuple):
-        return f"as in the profile, {known} (not to be changed for a single run)"
-    if isinstance(known, str):
-        words = {"dreamer.observation": ("state", "pixels"), "fb.encoder": encoders.NAMES,
-                 "fb.twin": forward_backward.TWINS, "fb.fb_targets": forward_backward.FB_TARGETS,
-                 "fb.scaling": forward_backward.SCALINGS, "fb.next_action": forward_backward.NEXT_ACTIONS}.get(name)
-        return None if words is None or value in words else ", ".join(words)
-    if isinstance(value, bool):
-        return None
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return "finite numbers"
-    if name.startswith("reward.") and isinstance(known, float):  # weights, of either sign
-        return None
-    if field in ("gamma", "discount"):
-        return None if 0 <= value < 1 else "0 or more and less than 1"
-    if field in ("tau", "lambda_", "goal_fraction"):
-        return None if 0 <= value <= 1 else "0 to 1"
-    if field.endswith(("learning_rate", "_lr", "train_ratio")):
-        return None if value > 0 else "more than 0"
-    if isinstance(known, float) or field in ("learning_starts", "warmup", "prefill", "fb_train_until"):
-        return None if value >= 0 else "0 or more"
-    return None if value >= 1 else "1 or more"
+def _check_numbers(run: Run, profile: Profile) -> None:
+    """InputError for a number that the run changes to what nothing can be made with; what it does not change is looked
+    at by whoever is made with it."""
+    changed = {name.partition(".")[0] for name, _ in run.changes}
+    for agent in {"sac", "dreamer"} & changed:
+        importlib.import_module(f".agents.{agent}", __package__).check_config(getattr(profile, agent))
+    if "fb" in changed:
+        forward_backward.check_config(profile.fb)
+        if profile.fb.encoder not in encoders.NAMES:
+            raise errors.unknown("encoder", profile.fb.encoder, encoders.NAMES)
+    for name, least in (("run.evaluate_every", 1), ("run.evaluation_episodes", 1), ("run.fb_train_until", 0),
+                        ("run.prefill", 0), ("reward.interval", 1), ("reward.sparse_interval", 1)):
+        section, _, field = name.partition(".")
+        errors.at_least(name, getattr(getattr(profile, section), field), least)
+    for field in ("alpha", "beta", "sound_alpha", "sound_beta"):  # of either sign
+        if not math.isfinite(getattr(profile.reward, field)):
+            raise InputError(f"reward.{field} must be finite, got {getattr(profile.reward, field)}")
 
 
 def changeable(run: Run, profile: Profile) -> set[str]:
@@ -258,10 +247,10 @@ def changeable(run: Run, profile: Profile) -> set[str]:
         found |= {"reward.sparse_interval"} if method.env_reward == "sparse" else set()
     if "goal" in method.needs:
         found.add("goal")
-    if method.fb:
-        found |= {f"fb.{part.name}" for part in fields(profile.fb)}
-    if method.fb == "online":  # with targets and next action as printed, and for as long as the agent's replay grows
-        found -= {"fb.fb_targets", "fb.next_action", "fb.updates", "fb.exploration_steps"}
+    if method.fb:  # the method says which targets
+        found |= {f"fb.{part.name}" for part in fields(profile.fb)} - {"fb.fb_targets"}
+    if method.fb == "online":  # with the next action as printed, and for as long as the agent's replay grows
+        found -= {"fb.next_action", "fb.updates", "fb.exploration_steps"}
         found |= {"run.fb_train_until", "run.prefill"}
     return found
 

@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -153,7 +154,7 @@ class VideoModel:
             raise InputError(f"no such video model folder: {text}; valid: a local folder or a hub id such as "
                              "THUDM/CogVideoX-5b-I2V")
         try:
-            pipe = CogVideoXImageToVideoPipeline.from_pretrained(source, dtype=dtype)
+            pipe = load_pipeline(CogVideoXImageToVideoPipeline, source, dtype)
         except InputError:
             raise
         except Exception as problem:
@@ -165,7 +166,6 @@ class VideoModel:
                              "path of a local copy") from None
         settings: dict[str, Any] = {}
         if path.is_dir():
-            files.require_weights(path, {name: getattr(pipe, name) for name in ("vae", "transformer", "text_encoder")})
             if (path / "genreward.json").exists():
                 settings = files.read_json(path / "genreward.json")
         model = cls(pipe.to(device), settings.get("num_frames"), settings.get("steps", 50),
@@ -410,6 +410,17 @@ def _modulate(features: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) 
 
 
 def _check_config(config: VideoConfig) -> None:
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                errors.at_least(part.name, number, 1)
+    for name in ("vae_learning_rate", "learning_rate", "lora_learning_rate"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise InputError(f"{name} must be a finite number above 0, got {getattr(config, name)}")
+    for name, most in (("ema_decay", 1.0), ("text_dropout", 1.0), ("guidance", float("inf"))):
+        if not 0 <= getattr(config, name) <= most:
+            raise InputError(f"{name} must lie in 0..{most:g}, got {getattr(config, name)}")
     if not is_causal_length(config.num_frames) or config.num_frames == 1:
         raise InputError(f"num_frames must be 8k+1 (9, 17, ...), got {config.num_frames}")
     if len(config.vae_channels) != 3:
@@ -424,6 +435,22 @@ def _check_config(config: VideoConfig) -> None:
         raise InputError(f"image_size must be a multiple of {4 * config.patch_size}, got {config.image_size}")
     if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise errors.unknown("prediction_type", config.prediction_type, ("epsilon", "v_prediction", "sample"))
+
+
+def load_pipeline(kind: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
+    """`kind.from_pretrained` (of a diffusers pipeline, from a folder or hub id) that refuses a model of its own
+    libraries whose weights are not all there: an InputError instead of random numbers. Its parts are loaded one by one,
+    since only they say what they lack; those that `options` give (None: without it) are left alone."""
+    parts = {}
+    for name, told in kind.load_config(source).items():
+        library, model = told if isinstance(told, (list, tuple)) and len(told) == 2 else (None, None)
+        if library not in ("diffusers", "transformers") or model is None or name in options:
+            continue
+        of = getattr(importlib.import_module(library), model)
+        if issubclass(of, torch.nn.Module):
+            parts[name], info = of.from_pretrained(source, subfolder=name, dtype=dtype, output_loading_info=True)
+            files.refuse_missing(f"the {name} in {source}", info["missing_keys"])
+    return kind.from_pretrained(source, dtype=dtype, **parts, **options)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -445,24 +472,9 @@ def configured(profile: str, settings: Sequence[str] = ()) -> VideoConfig:
                 changes[name] = type(known[name])(value) if known[name] is not None else value
         except ValueError:
             raise InputError(f"{name} must be like {known[name]!r}, got {value!r}") from None
-        if (valid := _wrong(name, changes[name])) is not None:
-            raise InputError(f"{name} must be {valid}, got {value}")
-    return dataclasses.replace(config, **changes)
-
-
-def _wrong(name: str, value: Any) -> str | None:
-    """What would be valid where a number of VideoConfig may not have that value, else None."""
-    if isinstance(value, tuple):
-        return next((wrong for number in value if (wrong := _wrong(name, number)) is not None), None)
-    if isinstance(value, int):
-        return None if value >= 1 else "1 or more"
-    if not isinstance(value, float):
-        return None
-    if name in ("ema_decay", "text_dropout"):
-        return None if 0 <= value <= 1 else "0 to 1"
-    if name == "guidance":
-        return None if 0 <= value < float("inf") else "a finite number, 0 or more"
-    return None if 0 < value < float("inf") else "a finite number above 0"
+    changed = dataclasses.replace(config, **changes)
+    _check_config(changed)
+    return changed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -491,8 +503,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         raise InputError(f"--minutes must be a finite number above 0, got {options.minutes}")
     for name, least in (("steps", 1), ("seed", 0), ("count", 1)):
-        if (value := getattr(options, name)) is not None and value < least:
-            raise InputError(f"--{name} must be at least {least}, got {value}")
+        if (value := getattr(options, name)) is not None:
+            errors.at_least(f"--{name}", value, least)
     if options.stage == "sample":
         video_training.sample(options.model or options.out, options.data, options.out, count=options.count,
                               seed=options.seed, lora=options.lora)

@@ -97,8 +97,9 @@ def load_clips(folder: str | Path, size: int, *, split: str = "train", kinds: Se
     folder = Path(folder)
     videos = VideoFolder(folder)
     there = {str(row["task"]) for row in videos.clips if row.get("task")}
-    for task in {*(tasks or ()), *exclude} - there - set(TASKS):
-        raise errors.unknown(f"task of {folder}", task, there)
+    for task in (*(tasks or ()), *exclude):
+        if task not in there and task not in TASKS:
+            raise errors.unknown(f"task of {folder}", task, there | set(TASKS))
     chosen = [index for index, row in enumerate(videos.clips)
               if row.get("split", "train") == split and row.get("task") not in exclude
               and (tasks is None or row.get("task") in tasks)

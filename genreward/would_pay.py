@@ -145,8 +145,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="default: every task of theirs")
     parser.add_argument("--episodes", type=int, help="default: as many as an evaluation has")
     arguments = parser.parse_args()
-    if arguments.episodes is not None and arguments.episodes < 1:
-        raise InputError(f"episodes must be at least 1, got {arguments.episodes}")
+    if arguments.episodes is not None:
+        errors.at_least("episodes", arguments.episodes, 1)
     for task in arguments.tasks or ():
         get_task(task)
     make(arguments.profile, arguments.only, arguments.tasks, arguments.episodes)

@@ -296,6 +296,10 @@ def test_options_that_a_command_does_not_read_are_refused_and_all_are_looked_at_
         assert status == 2 and printed.err.startswith(f"error: {why}") and not printed.out, words
     assert call(monkeypatch, capsys, "run", "--check", "--only", "base", "--profile", "tiny") == (0, ("", ""))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(experiments, "execute", lambda runs, *more, executor, **settings: sent.append(executor) or [])
+    sent = []
+    call(monkeypatch, capsys, "run", "--profile", "gpu", "--only", "again", "--executor", "ray")
+    assert sent == ["ray"]  # whose workers have devices of their own
     status, printed = call(monkeypatch, capsys, "run", "--profile", "gpu", "--only", "again")
     assert status == 2 and "error: profile 'gpu' needs a CUDA device" in printed.err and printed.err.count("\n") == 1
 

@@ -99,7 +99,8 @@ def test_cli_hides_nothing_but_bad_input_and_files_that_cannot_be_used(tmp_path,
     for call, told in (
             (bad, "no such thing; valid: this, that"), (denied, "x: Permission denied"),
             (lambda: files.write_json(tmp_path / "folder", {}), f"{tmp_path / 'folder'}: Is a directory"),
-            (lambda: files.write_json(tmp_path / "file" / "x.json", {}), f"{tmp_path / 'file'}: File exists")):
+            (lambda: files.write_json(tmp_path / "file" / "x.json", {}),
+             f"{tmp_path / 'file'} cannot be a folder: a file is in its place or above it")):
         with pytest.raises(SystemExit) as end:
             errors.cli(call)
         assert end.value.code == 2 and capsys.readouterr().err == f"error: {told}\n"
@@ -187,7 +188,7 @@ def test_tables_come_back_and_damage_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file: .*y.csv"):
         files.read_table(tmp_path / "y.csv")
     for damaged, why in ((b"", "not a readable table: No columns"), (b"a,b\n1,2.5\n3,4.2", "row 2 is cut short"),
-                         (b"a,b\n1,2,3\n4,5,6,7\n", "not a readable table"), (b"a,b\n\xff\xfe,1\n", "not a readable"),
+                         (b"a,b\n1,2,3\n4,5,6,7\n", "not a readable table"), (b"a,b\n\xff\xfe,1\n", "not a file of"),
                          (b"a,b\n1,x\n", "not a readable table")):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=f"x.csv.*{why}"):

@@ -428,11 +428,11 @@ def test_a_term_called_env_is_refused_of_whoever_does_not_say_that_it_is_meant()
 
 
 def test_a_reward_that_would_never_pay_is_refused_before_the_first_step():
-    never, sparse = "would never pay in an episode of 8", {"env_reward": "sparse", "sparse_interval": 9}
+    never, sparse = "never in an episode of 8", {"env_reward": "sparse", "sparse_interval": 9}
     for model, given, why in (
-            (make("genreward", interval=9), {}, f"reward 'genreward' pays every 9 steps and {never}"),
-            (make("clock"), sparse, rf"env_reward='sparse' pays every 9 steps \(sparse_interval\) and {never}"),
-            (make("genreward_sound", interval=9), {}, f"reward 'genreward_sound' pays every 9 steps and {never}")):
+            (make("genreward", interval=9), {}, f"a term of reward 'genreward' is due every 9 steps only, and {never}"),
+            (make("clock"), sparse, rf"env_reward='sparse' is due every 9 steps only \(sparse_interval\), and {never}"),
+            (make("genreward_sound", interval=9), {}, "a term of reward 'genreward_sound' is due every 9 steps only")):
         with pytest.raises(InputError, match=why):
             rewards.GoalRewardEnv(Toy(8), model, **given)
     for model, given in ((make("genreward", interval=8), {}), (make("clock"), {"sparse_interval": 9}),

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from genreward import demos, profiles, rewards
 from genreward.errors import InputError
@@ -293,6 +294,27 @@ def test_a_stable_diffusion_folder_stands_in_its_place(tmp_path):
     assert np.all(np.isfinite(paid)) and np.all(paid != 0)
     with pytest.raises(InputError, match="only a model of pixels is saved"):
         diffusion.save(tmp_path / "copy")
+    # the hub's files have the names that older libraries gave their weights; they are all there nevertheless
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of the VAE's attention
+    for part in ("text_encoder", "vae"):
+        (file,) = (tmp_path / "sd" / part).glob("*.safetensors")
+        content = load_file(file)
+        for name in list(content):
+            before = f"text_model.{name}" if part == "text_encoder" else name
+            for new, old in older.items():
+                before = before.replace(new, old)
+            content[before] = content.pop(name)
+        assert content.keys() != load_file(file).keys()
+        save_file(content, file, {"format": "pt"})
+    again = FrameDiffusion.load(tmp_path / "sd")
+    for part in ("text_encoder", "vae", "unet"):
+        there = getattr(again, part).state_dict()
+        assert all(torch.equal(there[name], weight) for name, weight in getattr(diffusion, part).state_dict().items())
+    (file,) = (tmp_path / "sd" / "vae").glob("*.safetensors")
+    save_file({name: weight for name, weight in load_file(file).items() if "decoder.conv_in" not in name}, file,
+              {"format": "pt"})
+    with pytest.raises(InputError, match="the vae in .*sd lacks 2 weights of its config, decoder.conv_in.bias first"):
+        FrameDiffusion.load(tmp_path / "sd")
 
 
 def test_pixels_become_blocks_and_back():

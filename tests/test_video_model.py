@@ -426,11 +426,11 @@ def test_other_bad_requests_are_refused(model, clip):
 def test_settings_of_the_command_line_are_checked(data, tmp_path):
     assert video_model.configured("laptop", ["layers=8", "vae_channels=16,32,32"]).vae_channels == (16, 32, 32)
     for setting, words in (("depth=3", "unknown video setting"), ("layers=many", "must be like"),
-                           ("image_size=0", "image_size must be 1 or more, got 0"), ("vae_batch=0", "1 or more, got 0"),
-                           ("vae_channels=16,0,32", "vae_channels must be 1 or more, got 16,0,32"),
+                           ("image_size=0", "image_size must be at least 1, got 0"), ("vae_batch=0", "at least 1"),
+                           ("vae_channels=16,0,32", "vae_channels must be at least 1, got 0"),
                            ("learning_rate=nan", "learning_rate must be a finite number above 0, got nan"),
-                           ("guidance=-1", "guidance must be a finite number, 0 or more, got -1"),
-                           ("text_dropout=1.5", "text_dropout must be 0 to 1, got 1.5")):
+                           ("guidance=-1", "guidance must lie in 0..inf, got -1"),
+                           ("text_dropout=1.5", "text_dropout must lie in 0..1, got 1.5")):
         with pytest.raises(InputError, match=words):
             video_model.configured("laptop", [setting])
     for option, value, words in (("minutes", "0", "a finite number above 0"), ("minutes", "nan", "above 0, got nan"),

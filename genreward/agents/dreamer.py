@@ -50,6 +50,7 @@ state grows by about that much a row, and after eight rows a pole is still known
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ from torchrl.objectives import DreamerV3ModelLoss, DreamerV3ValueLoss, SoftUpdat
 from torchrl.trainers.algorithms import DreamerV3Optimizer, DreamerV3UpdateRatio
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..profiles import DreamerConfig
 from .checkpoints import check_state, read_checkpoint
 
@@ -593,7 +594,25 @@ def _check(obs_space: gymnasium.spaces.Box, action_dim: int, config: DreamerConf
         raise InputError(f"images of {shape[0]}x{shape[1]}; valid: both divisible by 16")
     if action_dim < 1:
         raise InputError(f"action_dim {action_dim}; valid: 1 or more")
+    check_config(config)
     c = config
+    if image and (c.deter + c.categoricals * c.classes) % c.blocks:
+        raise InputError(f"config.blocks {c.blocks}; valid: a divisor of deter ({c.deter}) and of deter + "
+                         f"categoricals x classes ({c.deter + c.categoricals * c.classes})")
+    return shape
+
+
+def check_config(config: DreamerConfig) -> None:
+    """InputError for a number or word that DreamerV3 cannot learn with."""
+    c = config
+    if c.observation not in ("state", "pixels"):
+        raise unknown("config.observation", c.observation, ("state", "pixels"))
+    for name in ("model_lr", "actor_lr", "value_lr", "train_ratio"):
+        if not 0 < getattr(c, name) < math.inf:
+            raise InputError(f"config.{name} {getattr(c, name)}; valid: finite numbers above 0")
+    for name in ("entropy", "warmup", "prefill"):
+        if not 0 <= getattr(c, name) < math.inf:
+            raise InputError(f"config.{name} {getattr(c, name)}; valid: finite numbers of 0 or more")
     whole = ("deter", "hidden", "units", "categoricals", "classes", "depth", "layers", "blocks", "batch", "horizon")
     for name in whole:
         if getattr(c, name) < 1:
@@ -605,7 +624,6 @@ def _check(obs_space: gymnasium.spaces.Box, action_dim: int, config: DreamerConf
         raise InputError(f"config.imagine_last {c.imagine_last}; valid: None or 2 to length ({c.length})")
     if not 0 < c.discount < 1 or not 0 <= c.lambda_ <= 1:
         raise InputError(f"config.discount {c.discount}, lambda_ {c.lambda_}; valid: (0, 1) and [0, 1]")
-    if c.deter % c.blocks or (image and (c.deter + c.categoricals * c.classes) % c.blocks):
-        raise InputError(f"config.blocks {c.blocks}; valid: a divisor of deter ({c.deter}) and of deter + "
-                         f"categoricals x classes ({c.deter + c.categoricals * c.classes})")
-    return shape
+    if c.deter % c.blocks:
+        raise InputError(f"config.blocks {c.blocks}; valid: a divisor of deter ({c.deter}), and from pictures of deter "
+                         f"+ categoricals x classes ({c.deter + c.categoricals * c.classes})")

@@ -8,6 +8,7 @@ A chunk after a restart is therefore the chunk that an undisturbed run would hav
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -21,12 +22,25 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..profiles import SACConfig
 from .checkpoints import check_state, read_checkpoint
 
 FORMAT = "genreward.sac.v1"
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def check_config(config: SACConfig) -> None:
+    """InputError for a number that SAC cannot learn with."""
+    if not config.hidden or any(not isinstance(width, int) or width < 1 for width in config.hidden):
+        raise InputError(f"hidden must be widths of at least 1, such as (256, 256), got {config.hidden}")
+    for name, least in (("learning_starts", 0), ("train_freq", 1), ("gradient_steps", 1), ("batch", 1),
+                        ("buffer_size", 1)):
+        at_least(name, getattr(config, name), least)
+    if not 0 < config.learning_rate < math.inf:
+        raise InputError(f"learning_rate must be finite and positive, got {config.learning_rate}")
+    if not 0 <= config.gamma <= 1:
+        raise InputError(f"gamma must lie in 0..1, got {config.gamma}")
 
 
 class _EachStep(BaseCallback):
@@ -51,6 +65,7 @@ class SACAgent:
     def __init__(self, env: gymnasium.Env, config: SACConfig, seed: int, device: str = "cpu") -> None:
         if not isinstance(env.observation_space, gymnasium.spaces.Box) or len(env.observation_space.shape) != 1:
             raise InputError(f"SAC learns from state vectors of shape (S,), got {env.observation_space}")
+        check_config(config)
         self.env, self.config, self.seed = env, config, seed
         self.model = SAC("MlpPolicy", env, learning_rate=config.learning_rate, buffer_size=config.buffer_size,
                          learning_starts=config.learning_starts, batch_size=config.batch, gamma=config.gamma,

@@ -107,7 +107,7 @@ class RewardModel(ABC):
     pictures.
 
     name          set by `register`
-    interval      steps between payments, for tables; 1 = every step
+    interval      steps between payments, 1 = every step; a longer one than an episode is refused (`pays_within`)
     frame_size    side length of the square frames that it can read, or None when any will do
     replaces_env  whether it pays a term "env" in the place of the environment's own reward
     """
@@ -152,7 +152,8 @@ class RewardModel(ABC):
         return False
 
     def pays_within(self, episode_steps: int) -> bool:
-        """Whether each of its terms is due at least once in an episode of that length."""
+        """Whether each of its terms is due at least once in an episode of that length; to be overridden by a model
+        that does not pay by its `interval`."""
         return self.interval <= episode_steps
 
     def reset(self, history: History) -> None:  # noqa: B027
@@ -339,11 +340,11 @@ class GoalRewardEnv(gymnasium.Wrapper):
         if not episode_steps or episode_steps < 1:
             raise InputError(f"{env} does not say how long an episode is; give episode_steps, at least 1")
         if not reward_model.pays_within(episode_steps):
-            raise InputError(f"reward {reward_model.name or type(reward_model).__name__!r} pays every "
-                             f"{reward_model.interval} steps and would never pay in an episode of {episode_steps}")
+            raise InputError(f"a term of reward {reward_model.name or type(reward_model).__name__!r} is due every "
+                             f"{reward_model.interval} steps only, and never in an episode of {episode_steps}")
         if env_reward == "sparse" and sparse_interval > episode_steps:
-            raise InputError(f"env_reward='sparse' pays every {sparse_interval} steps (sparse_interval) and would "
-                             f"never pay in an episode of {episode_steps}")
+            raise InputError(f"env_reward='sparse' is due every {sparse_interval} steps only (sparse_interval), and "
+                             f"never in an episode of {episode_steps}")
         self.reward_model = reward_model
         self.env_reward = env_reward
         self.sparse_interval = sparse_interval

@@ -243,6 +243,8 @@ class FrameDiffusion(Denoiser):
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging
 
+        from ..video_model import load_pipeline
+
         logging.disable_progress_bar()
         text, path = str(path), Path(path)
         is_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.exists()
@@ -253,16 +255,14 @@ class FrameDiffusion(Denoiser):
             raise InputError(f"{path} holds no diffusion model (no model_index.json); valid: a folder in diffusers' "
                              "layout")
         try:
-            pipe = DiffusionPipeline.from_pretrained(text, dtype=dtype, safety_checker=None,
-                                                     requires_safety_checker=False)
+            pipe = load_pipeline(DiffusionPipeline, text, dtype, safety_checker=None, requires_safety_checker=False)
+        except InputError:
+            raise
         except Exception as problem:
             reason = (str(problem).strip() or type(problem).__name__).splitlines()[0][:160]
             where = (f"the diffusion model in {path} cannot be loaded (a file is missing or cut short)"
                      if path.is_dir() else f"cannot get the diffusion model {text!r} from the hub")
             raise InputError(f"{where}: {reason}") from None
-        if path.is_dir():
-            files.require_weights(path, {name: part for name, part in pipe.components.items()
-                                         if isinstance(part, nn.Module)})
         model = cls(pipe.to(device))
         nn.Module.to(model.unet, memory_format=torch.channels_last)  # a seventh faster on a CPU
         return model
