@@ -405,7 +405,7 @@ def _end_with_listener(sender: Any) -> None:
         hangup.register(sender.fileno(), 0)
         hangup.poll()
         _thread.interrupt_main()
-        time.sleep(10)  # for the kernel and what was begun to be put away
+        time.sleep(60)  # for the kernel and what was begun to be put away: seconds, more where the machine is busy
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

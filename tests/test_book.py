@@ -122,7 +122,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("kernel", ["warm", "cold"])
 def test_who_is_killed_while_a_notebook_runs_leaves_no_process_behind(root, kernel):
     nbformat.write(notebook("import os, time, pathlib",
-                            f"pathlib.Path({str(root)!r}, 'pids').write_text(f'{{os.getpid()}} {{os.getppid()}}')",
+                            f"told = pathlib.Path({str(root)!r}, 'pids')\n"
+                            "told.with_suffix('.part').write_text(f'{os.getpid()} {os.getppid()}')\n"
+                            "told.with_suffix('.part').rename(told)",
                             "time.sleep(300)"), root / "one.ipynb")
     (root / "asked.py").write_text(WHOEVER_ASKED)
     asked = subprocess.Popen([sys.executable, root / "asked.py", root, kernel], cwd=book.ROOT,
@@ -132,7 +134,7 @@ def test_who_is_killed_while_a_notebook_runs_leaves_no_process_behind(root, kern
         time.sleep(0.1)
     begun = [psutil.Process(int(pid)) for pid in (root / "pids").read_text().split()]
     asked.send_signal(signal.SIGTERM)
-    assert psutil.wait_procs(begun, timeout=30)[1] == [] and asked.wait(30) == -signal.SIGTERM
+    assert psutil.wait_procs(begun, timeout=90)[1] == [] and asked.wait(30) == -signal.SIGTERM
     assert sorted(path.name for path in root.glob("*.ipynb")) == ["one.ipynb"]
 
 
