@@ -281,10 +281,15 @@ def test_what_it_tells_of_others_pay_is_on_record():
     agents = [evidence.number(paid) for paid in each["paid"]]
     drawer, hole = "drawer-close", "pick-out-of-hole"
     other = [figures.label(name) for name in ("diffusion_reward", "tadpole")]
-    dense = f"{usual}, beside the dense reward"  # so called where there are agents beside the sparse one, too
-    beside = {task: dense if (task, dense, own) in at.index else usual for task in PAPER_TASKS}
+    def dense(task, curve):  # so called where there are agents beside the sparse reward, too
+        name = f"{curve}, beside the dense reward"
+        return name if (task, name, own) in at.index else curve
+
+    beside = {task: dense(task, usual) for task in PAPER_TASKS}
 
     def said(task, curve, player):
+        if curve in other:
+            curve = dense(task, curve)
         return at.loc[(task, curve, player), "said"]
 
     def listed(words):
@@ -294,6 +299,8 @@ def test_what_it_tells_of_others_pay_is_on_record():
         return listed([said(task, other[1], player) for player in (figures.label("random"), expert, own)])
 
     def shown(task, curve):
+        if curve in other:
+            curve = dense(task, curve)
         return at.loc[(task, curve, own), ["n", "above", "below", "success"]].tolist()
 
     for sentence in (
