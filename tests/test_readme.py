@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from genreward import (
+    behaviour,
     book,
     claims,
     comparison,
@@ -21,6 +22,7 @@ from genreward import (
     files,
     forecast,
     goals,
+    profiles,
     results,
     reward_metrics,
     reward_study,
@@ -219,13 +221,15 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
     assert (f"it is {drawer['share_frame'].mean():.0%} of the pay while these agents learn, the video-level one "
             f"{drawer['share_video'].mean():.1%};") in text
     easy = [value for task in ("reach", "drawer-close") for value in shares("easy", task, "genreward")["share_frame"]]
-    place = shares("base", "pick-place", "genreward")["share_frame"]
+    place = pd.concat([shares(*at, "genreward")["share_frame"] for at in (("base", "pick-place"),
+                                                                          ("fig7", "bin-picking"))])
     found = {task: shares("fig5", task, "genreward_dense")["share_frame"] for task in PAPER_TASKS}
     unpaid = found.pop("shelf-place")  # the dense reward was 0 there at every step
     *first, last = found
     assert (f"{100 * min(easy):.2f} to {max(easy):.2%} of what agents are paid while they learn the easy tasks, "
-            f"{100 * place.min():.1f} to {place.max():.1%} on pick-place, where the sparse reward pays next to "
-            f"nothing, and beside the dense reward at most {max(paid.max() for paid in found.values()):.2%}, on "
+            f"{100 * place.min():.1f} to {place.max():.1%} on pick-place and bin-picking, where the sparse reward pays "
+            "next to nothing, and beside the dense reward at most "
+            f"{max(paid.max() for paid in found.values()):.2%}, on "
             f"{', '.join(first)} and {last} (up to {unpaid.max():.1%} on shelf-place, where the dense reward was 0 at "
             "every step).") in text
     assert len({"reach", "drawer-close", *PAPER_TASKS}) == 7 and "on the seven tasks where" in text
@@ -240,6 +244,21 @@ def test_what_it_tells_over_tasks_and_of_seeds_that_serve_many_comparisons_is_on
     said = [f"{', '.join(values[:-1])} and {values[-1]}" for values in told]
     assert (f"up to {quiet['steps'].iloc[0]:,} steps their returns lie {said[0]} apart, those of two seeds {said[1]}, "
             f"which is {said[2]} of it.") in text
+    alike = shares("fig7", "bin-picking", "genreward")["share_video"]
+    apart_there = evidence.seed_for_seed("laptop", "fig7").set_index("curve").loc[printed]
+    paid = results.load(behaviour.folder("laptop"))
+    paid = paid[(paid["task"] == "bin-picking") & (paid["metric"] == "paid_video")
+                & paid["method"].isin(["genreward", "genreward_dense"])]["value"]
+    most = 2 * profiles.get_profile("laptop").reward.alpha  # two payments an episode
+    assert len(paid) == 6 and len(alike) == apart_there["n"] == 3
+    assert (f"the printed video-level term is {100 * alike.min():.0f} to {alike.max():.0%} of the pay while agents "
+            "learn, it pays an episode of each of six agents there (three beside either reward) "
+            f"{paid.min():.4f} to {paid.max():.4f} of at most {most:g}, and an agent stays "
+            f"{apart_there['same']:.2g} from the one of its own seed without it, where two seeds are "
+            f"{apart_there['other']:.2g} apart "
+            f"({apart_there['same'] / apart_there['other']:.0%}).") in text
+    assert (f"where it is {alike.min():.0%} of the pay and more (bin-picking, beside the sparse reward): it pays much "
+            "the same whatever is done.") in text
     repaired, robo, foretells, *tadpole = (loud.pop((figures.label(method), task)) for method, task in (
         ("genreward_sound", "disassemble"), ("roboclip", "disassemble"), ("diffusion_reward", "disassemble"),
         ("tadpole", "pick-place"), ("tadpole", "bin-picking"), ("tadpole", "pick-out-of-hole")))
